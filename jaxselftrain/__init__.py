@@ -1,0 +1,25 @@
+"""jaxselftrain: a language model teaches itself to reason without labels (Self-Rewarded Training, arXiv 2505.21444).
+
+The path of the data, in the order of the modules:
+
+    questions.py   files, tfds, reasoning-gym -> Question            host
+    prompts.py     Question -> prompt tokens                         host
+    rollouts.py    prompts -> responses, behaviour log-probs         device
+    answers.py     response text -> answer -> key                    host (voter.py: in worker processes)
+    votes.py       keys of N samples -> classes, majority, share     host
+    rewards.py     votes -> reward_QN                                host
+    advantages.py  reward_QN -> advantage_QN                         device
+    update.py      rollouts, advantages -> new state                 device
+    step.py        update, then sample: the one compiled program     device
+    train.py       the host loop; checkpoints.py and metrics.py keep what it leaves behind
+
+Arrays end in their dimension letters:
+
+    Q questions   N samples a question   M samples trained on   B = Q*N rows
+    C prompt (context) tokens   T response tokens   S cache slots
+    D model   F mlp   H heads   G kv heads   R = H/G heads a kv head   K head size   V vocabulary   L layers
+
+Importing this package imports no JAX: answers, votes and rewards run in processes that must not take the accelerator.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,114 @@
+"""Takes a config, gives the loaded parts that training and evaluation share: mesh, tokenizer, weights, policy, prompts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxselftrain import prompts as prompt_texts
+from jaxselftrain.config import Config
+from jaxselftrain.errors import UserError
+from jaxselftrain.model.architecture import Architecture
+from jaxselftrain.model.loading import Weights, load_params, open_weights
+from jaxselftrain.model.paths import local_model
+from jaxselftrain.model.policy import abstract_policy
+from jaxselftrain.model.tokenizer import Tokenizer, load_tokenizer
+from jaxselftrain.questions import Question
+from jaxselftrain.rollouts import Prompts, Sampling
+from jaxselftrain.sharding import make_mesh, named, param_shardings
+from jaxselftrain.step import prompt_shardings
+from jaxselftrain.stopping import stop_table
+
+TRAINING, EVALUATION = 0, 1  # noise streams
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A policy's files, opened, and the mesh it will live on; weights are read when asked for."""
+
+    config: Config
+    mesh: Mesh
+    tokenizer: Tokenizer
+    weights: Weights
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.weights.architecture
+
+    @cached_property
+    def graph(self) -> nnx.GraphDef:
+        model = self.config.model
+        return abstract_policy(self.architecture, compute_dtype=model.compute_dtype, remat=model.remat, mesh=self.mesh)
+
+    @cached_property
+    def stop_SV(self) -> jax.Array:
+        """The stop table on device; its width is the model's vocabulary, which may be padded beyond the tokenizer's."""
+        pieces = list(self.tokenizer.token_bytes())[: self.architecture.V]
+        pieces += [b""] * (self.architecture.V - len(pieces))
+        table = stop_table(self.config.rollout.stop, pieces, [i for i in self.tokenizer.eos_ids if i < len(pieces)])
+        return jax.device_put(table, named(self.mesh))
+
+    def params(self) -> dict[str, jax.Array]:
+        """A fresh copy of the initial weights, sharded."""
+        at = param_shardings(self.mesh, self.architecture)
+        return load_params(self.weights, shardings=at, dtype=self.config.model.weights_dtype)
+
+    def abstract_params(self) -> dict[str, jax.ShapeDtypeStruct]:
+        at = param_shardings(self.mesh, self.architecture)
+        dtype = self.config.model.weights_dtype
+        return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=at[name]) for name, shape in self.architecture.shapes().items()}
+
+    def encode(self, questions: list[Question], too_long: str) -> prompt_texts.Encoded:
+        return prompt_texts.encode_prompts(
+            questions, tokenizer=self.tokenizer, prompt=self.config.prompt, too_long=too_long
+        )
+
+    def sampling(self, *, temperatures: list[float], top_p: float, top_k: int) -> Sampling:
+        whole = named(self.mesh)
+        arrays = np.asarray(temperatures, np.float32), np.float32(top_p), np.int32(top_k)
+        return Sampling(*(jax.device_put(x, whole) for x in arrays), self.stop_SV)
+
+    def prompts(self, tokens: list[list[int]], width: int, *, stream: int, draw: int, wanted: bool, sampling: Sampling) -> Prompts:
+        """One batch on device; draw numbers the sampling calls of a stream."""
+        tokens_QC, length_Q = prompt_texts.pad(tokens, width)
+        noise = np.asarray([self.config.train.seed, stream, draw], np.uint32)
+        at = prompt_shardings(self.mesh)
+        slot_Q = np.arange(len(tokens), dtype=np.int32)
+        arrays = [(tokens_QC, at.tokens_QC), (length_Q, at.length_Q), (slot_Q, at.slot_Q), (noise, at.noise)]
+        arrays.append((np.asarray(wanted), at.wanted))
+        return Prompts(*(jax.device_put(x, where) for x, where in arrays), sampling)
+
+    def check_context(self, width: int) -> None:
+        """Raises UserError when prompt + response do not fit the model's context."""
+        longest, limit = width + self.config.rollout.max_tokens, self.architecture.max_positions
+        if longest > limit:
+            raise UserError(
+                f"rollout.max_tokens = {self.config.rollout.max_tokens} and prompts of up to {width} tokens make {longest}, "
+                f"beyond the model's context of {limit}; lower rollout.max_tokens or prompt.max_tokens"
+            )
+
+
+def open_parts(config: Config, *, cache: Path | None) -> Parts:
+    """Opens what the config names; `cache` is the folder of the persistent compilation cache."""
+    set_runtime(config, cache)
+    path = local_model(config.model.path, config.model.revision)
+    tokenizer = load_tokenizer(config.model.tokenizer or config.model.path, revision=config.model.revision)
+    return Parts(config, make_mesh(config.mesh), tokenizer, open_weights(path))
+
+
+def set_runtime(config: Config, cache: Path | None) -> None:
+    """JAX's process-wide settings; XLA's flags only count before the first use of a device."""
+    if config.runtime.deterministic:
+        flags = os.environ.get("XLA_FLAGS", "")
+        if "--xla_gpu_deterministic_ops" not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    if cache is not None and config.runtime.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -1,0 +1,113 @@
+"""Takes everything the next step depends on, gives it back after a kill: Orbax checkpoints, asynchronous and atomic.
+
+A checkpoint of step i holds the state after update i, the rollouts awaiting update i + 1 with the host's feedback on
+them, and the host's own counters. The frozen reference is not stored: it is the initial policy, which is read again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
+
+from jaxselftrain import config
+from jaxselftrain.errors import UserError
+from jaxselftrain.rewards import Feedback
+from jaxselftrain.rollouts import Rollouts
+from jaxselftrain.update import State
+
+METRIC = "heldout/avg"  # what `best` means
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds."""
+
+    state: State
+    rollouts: Rollouts
+    feedback: Feedback  # NumPy arrays
+    host: dict[str, Any]  # plain JSON values
+
+
+class Checkpoints:
+    """The checkpoints of one run folder: the newest `keep`, and the best held-out one where there is an answer key."""
+
+    def __init__(self, folder: Path, settings: config.Checkpoint):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it opens
+        policies: list[managers.PreservationPolicy] = [managers.LatestN(settings.keep)]
+        if settings.keep_best:
+            policies.append(
+                managers.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False)
+            )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+        )
+        self.folder = folder.absolute()
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """The steps that can be restored, oldest first."""
+        return sorted(self.manager.all_steps())
+
+    def save(self, step: int, saved: Saved, *, metric: float | None) -> None:
+        """Starts saving; training goes on meanwhile. Raises UserError when an earlier save failed (a full disk)."""
+        state = dataclasses.replace(saved.state, reference=None)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            rollouts=ocp.args.StandardSave(saved.rollouts),
+            feedback=ocp.args.StandardSave(saved.feedback),
+            host=ocp.args.JsonSave(saved.host),
+        )
+        with self._told():
+            self.manager.save(step, args=args, metrics=None if metric is None else {METRIC: metric})
+
+    def wait(self) -> None:
+        """Returns once every started save is on disk; raises UserError when one failed."""
+        with self._told():
+            self.manager.wait_until_finished()
+
+    def restore(self, step: int, state: State, rollouts: Rollouts, feedback: Feedback) -> Saved:
+        """The checkpoint of a step, placed as the abstract arrays given say (ShapeDtypeStructs with shardings).
+
+        The reference in the result is None.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(dataclasses.replace(state, reference=None)),
+            rollouts=ocp.args.StandardRestore(rollouts),
+            feedback=ocp.args.StandardRestore(feedback),
+            host=ocp.args.JsonRestore(),
+        )
+        got = self.manager.restore(step, args=args)
+        return Saved(got.state, got.rollouts, jax.tree.map(np.asarray, got.feedback), got.host)
+
+    def restore_params(self, step: int, params: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """Only the weights of a step, for evaluation and export."""
+        abstract = {"params": params}
+        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, partial_restore=True))
+        return self.manager.restore(step, args=args).state["params"]
+
+    def close(self) -> None:
+        self.manager.close()
+
+    @contextmanager
+    def _told(self):
+        """Turns the errors of a save, which may surface one save later, into one sentence."""
+        try:
+            yield
+        except Exception as error:
+            good = self.steps()
+            kept = f"the checkpoint of step {good[-1]} is intact" if good else "no earlier checkpoint exists"
+            text = " ".join(str(error).split())[:300]
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            if full or any(sign in text for sign in ("No space left", "File too large", "quota exceeded")):
+                raise UserError(f"no room on the disk for a checkpoint in {self.folder}; {kept}") from error
+            raise UserError(f"saving a checkpoint in {self.folder} failed ({text}); {kept}") from error

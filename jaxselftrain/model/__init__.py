@@ -1,0 +1,1 @@
+"""The policy: its decoder, and the ways weights and tokenizers come in and go out."""

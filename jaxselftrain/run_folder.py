@@ -1,0 +1,107 @@
+"""Takes a config, gives the run folder it belongs to: locked, with the resolved config and what the run ran on.
+
+A folder that holds a checkpoint is resumed: a changed fixed field is refused by name, changed free ones are returned to
+be logged. A folder that is neither empty nor a run folder is refused, so that nothing foreign is overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+from filelock import FileLock, Timeout
+
+from jaxselftrain.config import Config, changed_fields, parse_config, to_yaml
+from jaxselftrain.errors import UserError
+
+CONFIG, CHECKPOINTS, LOCK = "config.yaml", "checkpoints", ".lock"
+PACKAGES = ("jaxselftrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
+
+
+def run_folder(config: Config, name: str) -> Path:
+    """The folder of train.folder, {name} and {seed} filled in."""
+    return Path(config.train.folder.replace("{name}", name).replace("{seed}", str(config.train.seed)))
+
+
+def read_config(folder: Path) -> Config:
+    """The resolved config of a run folder. Raises UserError when it is none."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder} is not a run folder: it holds no {CONFIG}")
+    return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+
+
+def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
+    """Locks the folder and writes the config into it; gives the lock and the free fields that changed on resume."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"run folder {folder} is a file; choose another train.folder")
+    known = folder.is_dir() and (folder / CONFIG).is_file()
+    if folder.is_dir() and not known and any(name != LOCK for name in os.listdir(folder)):
+        raise UserError(f"run folder {folder} holds other files and is no run folder; choose another train.folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is training in {folder}; stop it or choose another train.folder") from None
+    except OSError as error:
+        raise UserError(f"run folder {folder} cannot be made: {error.strerror}") from None
+    free: list[str] = []
+    if known and has_checkpoint(folder):
+        fixed, free = changed_fields(read_config(folder), config)
+        if fixed:
+            lock.release()
+            raise UserError(
+                f"{folder} holds a run with other settings, which cannot change when it is resumed: "
+                f"{'; '.join(fixed)}. Set them back, or choose another train.folder"
+            )
+    replace_text(folder / CONFIG, to_yaml(config))
+    return lock, free
+
+
+def has_checkpoint(folder: Path) -> bool:
+    steps = folder / CHECKPOINTS
+    return steps.is_dir() and any(entry.name.isdigit() for entry in steps.iterdir())
+
+
+def write_environment(folder: Path, devices: list[str]) -> None:
+    """environment.json: versions, git commit, device kinds; the last start of the run is what counts."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    facts = {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "devices": devices,
+        "git_commit": _git_commit(),
+        "packages": versions,
+        "command": sys.argv,
+    }
+    replace_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None when it is installed otherwise."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        got = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return got.stdout.strip() or None

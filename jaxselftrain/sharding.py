@@ -1,0 +1,98 @@
+"""Takes the mesh section of the config, gives the device mesh and where every array lies on it.
+
+Mesh axes: `data` splits questions; `fsdp` splits questions too, and the weights along D; `tensor` splits heads, mlp and
+vocabulary. Everything that varies by question is split over (data, fsdp).
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxselftrain import config
+from jaxselftrain.errors import UserError
+from jaxselftrain.model.architecture import Architecture
+
+ROWS = ("data", "fsdp")
+RULES = (  # the first match wins, and every parameter must have one
+    ("embed_VD", ("tensor", "fsdp")),
+    ("unembed_DV", ("fsdp", "tensor")),
+    ("w_q_LDHK", (None, "fsdp", "tensor", None)),
+    ("w_(k|v)_LDGK", (None, "fsdp", "kv_heads", None)),
+    ("w_o_LHKD", (None, "tensor", None, "fsdp")),
+    ("w_(gate|up)_LDF", (None, "fsdp", "tensor")),
+    ("w_down_LFD", (None, "tensor", "fsdp")),
+    ("b_q_LHK", (None, "tensor", None)),
+    ("b_(k|v)_LGK", (None, "kv_heads", None)),
+    ("(attn|mlp)_norm_LD", (None, None)),
+    ("(q|k)_norm_LK", (None, None)),
+    ("final_norm_D", (None,)),
+)
+
+
+def make_mesh(mesh: config.Mesh, devices: list | None = None) -> Mesh:
+    """The (data, fsdp, tensor) mesh over all devices. Raises UserError when the axes do not multiply to their number."""
+    devices = jax.devices() if devices is None else devices
+    inner = mesh.fsdp * mesh.tensor
+    data = len(devices) // inner if mesh.data == -1 else mesh.data
+    if data * inner != len(devices):
+        raise UserError(
+            f"mesh: data = {mesh.data} x fsdp = {mesh.fsdp} x tensor = {mesh.tensor} does not make the "
+            f"{len(devices)} devices there are; set mesh.data=-1 and choose fsdp and tensor that divide {len(devices)}"
+        )
+    return Mesh(np.asarray(devices).reshape(data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"))
+
+
+def check_mesh(mesh: Mesh, architecture: Architecture, **batches: int) -> None:
+    """Raises UserError unless every axis divides what it splits; `batches` are field name -> number of questions."""
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    for field, count in batches.items():
+        if count % rows:
+            raise UserError(
+                f"{field.replace('__', '.')} = {count} is not divisible by the mesh: "
+                f"data x fsdp = {rows} devices split the questions"
+            )
+    for axis, letters in (("tensor", "HFV"), ("fsdp", "D")):
+        for letter in letters:
+            if getattr(architecture, letter) % mesh.shape[axis]:
+                what = {"H": "attention heads", "F": "mlp width", "V": "vocabulary", "D": "model width"}[letter]
+                raise UserError(
+                    f"mesh.{axis} = {mesh.shape[axis]} does not divide the model's {what} ({getattr(architecture, letter)})"
+                )
+
+
+def param_shardings(mesh: Mesh, architecture: Architecture) -> dict[str, NamedSharding]:
+    """Where each parameter lies. Raises ValueError for a parameter without a rule: there is no catch-all."""
+    out = {}
+    for name in architecture.shapes():
+        for pattern, axes in RULES:
+            if re.fullmatch(pattern, name):
+                out[name] = named(mesh, *axes, kv_heads=architecture.G)
+                break
+        else:
+            raise ValueError(f"no sharding rule for parameter {name}")
+    return out
+
+
+def named(mesh: Mesh, *axes: str | None, kv_heads: int | None = None) -> NamedSharding:
+    """A NamedSharding from axis names; "rows" is (data, fsdp); "kv_heads" is tensor where it divides them, else whole."""
+
+    def resolve(axis):
+        if axis == "rows":
+            return ROWS
+        if axis == "kv_heads":
+            return "tensor" if kv_heads is not None and kv_heads % mesh.shape["tensor"] == 0 else None
+        return axis
+
+    return NamedSharding(mesh, PartitionSpec(*(resolve(axis) for axis in axes)))
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None) -> jax.Array:
+    """Pins an intermediate array to the mesh (a no-op without one); "kv_heads" is read off the array's own size."""
+    if mesh is None:
+        return x
+    heads = next((x.shape[i] for i, axis in enumerate(axes) if axis == "kv_heads"), None)
+    return jax.lax.with_sharding_constraint(x, named(mesh, *axes, kv_heads=heads))

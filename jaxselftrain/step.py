@@ -1,0 +1,134 @@
+"""Takes the state, the rollouts just voted on, the votes' feedback and the next prompts; learns, then samples.
+
+    step(state, rollouts, feedback, prompts) -> (state, new rollouts, metrics)
+
+This is the one compiled program of training: sampling always uses the weights that the update has just made, nothing is
+copied to a second engine, and the host dispatches once per step. `feedback.learn` false skips the update by lax.cond and
+gives the state back unchanged; `prompts.wanted` false skips sampling (the last step). A second program only samples, for
+evaluation. Both are jitted here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxselftrain.config import Config
+from jaxselftrain.model.architecture import Architecture
+from jaxselftrain.optimizer import adamw, init_moments
+from jaxselftrain.rewards import Feedback
+from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, sample
+from jaxselftrain.sharding import named, param_shardings
+from jaxselftrain.update import State, learn
+
+jax.tree_util.register_dataclass(
+    Feedback, data_fields=["reward_QN", "weight_QN", "kl_weight_Q", "chosen_QM", "learn"], meta_fields=[]
+)
+
+
+def step(
+    graph: nnx.GraphDef,
+    transform: optax.GradientTransformation,
+    config: Config,
+    state: State,
+    rollouts: Rollouts,
+    feedback: Feedback,
+    prompts: Prompts,
+) -> tuple[State, Rollouts, dict[str, jax.Array]]:
+    """Learn from the rollouts just voted on, then sample the next questions with the new weights."""
+
+    def update(state):
+        return learn(graph, transform, config, state, rollouts, feedback)
+
+    def skip(state):
+        shapes = jax.eval_shape(update, state)[1]
+        return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    state, metrics = jax.lax.cond(feedback.learn, update, skip, state)
+    return state, sample(graph, state.params, prompts, N=config.vote.samples, T=config.rollout.max_tokens), metrics
+
+
+def compile_step(
+    graph: nnx.GraphDef, config: Config, architecture: Architecture, mesh: Mesh
+) -> Callable[[State, Rollouts, Feedback, Prompts], tuple[State, Rollouts, dict[str, jax.Array]]]:
+    """The training program; state and rollouts are donated."""
+    transform = make_transform(config)
+
+    def train_step(state, rollouts, feedback, prompts):
+        return step(graph, transform, config, state, rollouts, feedback, prompts)
+
+    state_at = state_shardings(config, architecture, mesh)
+    rollouts_at, whole = rollout_shardings(mesh), named(mesh)
+    return jax.jit(
+        train_step,
+        donate_argnums=(0, 1),
+        in_shardings=(state_at, rollouts_at, feedback_shardings(mesh), prompt_shardings(mesh)),
+        out_shardings=(state_at, rollouts_at, whole),
+    )
+
+
+def compile_sample(
+    graph: nnx.GraphDef, architecture: Architecture, mesh: Mesh, *, N: int, T: int
+) -> Callable[[dict[str, jax.Array], Prompts], Rollouts]:
+    """The sampling program of evaluation."""
+
+    def sample_only(params, prompts):
+        return sample(graph, params, prompts, N=N, T=T)
+
+    return jax.jit(
+        sample_only,
+        in_shardings=(param_shardings(mesh, architecture), prompt_shardings(mesh)),
+        out_shardings=rollout_shardings(mesh),
+    )
+
+
+def make_transform(config: Config) -> optax.GradientTransformation:
+    steps = config.train.steps * config.update.epochs * config.update.minibatches
+    return adamw(config.optimizer, steps=steps)
+
+
+def abstract_state(config: Config, architecture: Architecture) -> State:
+    """Shapes and dtypes of the state, without memory."""
+
+    def make():
+        params = {name: jnp.zeros(shape, config.model.weights_dtype) for name, shape in architecture.shapes().items()}
+        return new_state(config, params, params if config.keeps_reference else None)
+
+    return jax.eval_shape(make)
+
+
+def new_state(config: Config, params: dict[str, jax.Array], reference: dict[str, jax.Array] | None) -> State:
+    """The state before the first update; `reference` must be another copy of the arrays, since the state is donated."""
+    moments = init_moments(make_transform(config), params, dtype=config.optimizer.state_dtype)
+    return State(params, moments, jnp.zeros((), jnp.int32), jnp.asarray(config.train.seed, jnp.uint32), reference)
+
+
+def state_shardings(config: Config, architecture: Architecture, mesh: Mesh) -> State:
+    """Where every leaf of the state lies: moments as their parameters, counters everywhere."""
+    at = param_shardings(mesh, architecture)
+
+    def place(path, _):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return at[names[-1]] if names else named(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, abstract_state(config, architecture))
+
+
+def rollout_shardings(mesh: Mesh) -> Rollouts:
+    rows = named(mesh, "rows")
+    return Rollouts(rows, rows, rows, rows, rows, rows, named(mesh))
+
+
+def prompt_shardings(mesh: Mesh) -> Prompts:
+    rows, whole = named(mesh, "rows"), named(mesh)
+    return Prompts(rows, rows, rows, whole, whole, Sampling(whole, whole, whole, whole))
+
+
+def feedback_shardings(mesh: Mesh) -> Feedback:
+    rows, whole = named(mesh, "rows"), named(mesh)
+    return Feedback(reward_QN=rows, weight_QN=rows, kl_weight_Q=rows, chosen_QM=rows, learn=whole)

@@ -1,0 +1,275 @@
+"""The worker processes: equal to reading in this process, and whole whatever a response or an operator does to them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jaxselftrain import voter as voter_module
+from jaxselftrain.answers import answer_key, extract
+from jaxselftrain.config import Answer, Vote
+from jaxselftrain.errors import UserError
+from jaxselftrain.voter import Voter
+
+BOXED = Answer(format="boxed")
+LINE = Answer(format="regex", pattern=r"^((?:a+)+|\d+)$")
+HANG = "a" * 60 + "!"  # exponential in the number of a's for the pattern of LINE
+
+
+def in_this_process(texts, answer):
+    answers = [extract(text, answer) for text in texts]
+    return answers, [None if found is None else answer_key(found) for found in answers]
+
+
+def alive(pid):
+    """Whether a process exists; one that is dead and not yet reaped by init does not count."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children():
+    """Process ids of all children of this process, zombies included."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(stat.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
+def wait_until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.fixture(scope="module")
+def boxed_voter():
+    with Voter(BOXED, Vote(seconds=20, workers=2)) as voter:
+        yield voter
+
+
+PIECES = st.sampled_from(["\\boxed{", "\\fbox{", "}", "{", "1", "1/2", " ", "\n", "\0", "x", "é", "\ud800", "\\", "$"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.one_of(st.text(max_size=20), st.lists(PIECES, max_size=12).map("".join)), max_size=40))
+def test_equals_reading_in_this_process(boxed_voter, texts):
+    answers, keys = in_this_process(texts, BOXED)
+    got = boxed_voter.read(texts)
+    assert (got.answers, got.keys, got.killed) == (answers, keys, 0)
+
+
+def test_large_batches_and_large_texts_pass_the_pipes(boxed_voter):
+    texts = [f"\\boxed{{{i % 700}}}" for i in range(3000)] + ["é" * 1_000_000 + f"\\boxed{{{i}}}" for i in range(4)]
+    got = boxed_voter.read(texts)
+    assert got.keys == [f"n:{i % 700}" for i in range(3000)] + [f"n:{i}" for i in range(4)] and got.killed == 0
+
+
+@pytest.mark.parametrize(
+    "answer, text, key",
+    [
+        (Answer(format="hash"), "#### 7", "n:7"),
+        (Answer(format="last_line"), "a\n7.0", "n:7"),
+        (Answer(format="letter"), "the answer is (b)", "t:B"),
+        (Answer(format="regex", pattern="=(.)"), "=1 =7", "n:7"),
+        (Answer(format="first_line", max_characters=1), "77", None),
+    ],
+)
+def test_every_setting_reaches_the_workers(answer, text, key):
+    with Voter(answer, Vote()) as voter:
+        assert voter.read([text]).keys == [key] == in_this_process([text], answer)[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_response_that_never_ends_costs_its_own_vote_and_at_most_its_time(workers):
+    with Voter(LINE, Vote(seconds=0.5, workers=workers)) as voter:
+        voter.read(["1"])  # the workers are up
+        texts = [*map(str, range(30)), HANG, *map(str, range(100, 130)), HANG, "aaa"]
+        start = time.monotonic()
+        got = voter.read(texts)
+        seconds = time.monotonic() - start
+        assert got.keys == [f"n:{i}" for i in range(30)] + [None] + [f"n:{i}" for i in range(100, 130)] + [None, "t:aaa"]
+        assert got.killed == 2  # both samples; the text itself ran once
+        assert 0.5 <= seconds < 2.0
+        assert voter.read(texts[:10]).keys == got.keys[:10]
+
+
+def test_the_limit_is_for_each_response_not_for_the_batch():
+    slow = ["a" * (20 + i % 2) + "!" * (1 + i) for i in range(10)]  # each takes a good part of a tenth of a second
+    start = time.monotonic()
+    extract(slow[0], LINE)
+    one = time.monotonic() - start
+    with Voter(LINE, Vote(seconds=max(0.5, 6 * one))) as voter:
+        got = voter.read(slow)
+    assert got.killed == 0 and got.keys == [None] * 10
+
+
+def test_equal_texts_are_read_once(monkeypatch):
+    sent = []
+    send = voter_module._Worker.send
+    monkeypatch.setattr(
+        voter_module._Worker, "send", lambda self, texts, seconds: (sent.extend(texts), send(self, texts, seconds))[1]
+    )
+    monkeypatch.setattr(voter_module, "CACHED_TEXTS", 3)
+    with Voter(BOXED, Vote()) as voter:
+        a, b, c, d = (f"\\boxed{{{i}}}" for i in "1234")
+        assert voter.read([a, b, a, a]).keys == ["n:1", "n:2", "n:1", "n:1"] and sent == [a, b]
+        assert voter.read([b, c, a]).keys == ["n:2", "n:3", "n:1"] and sent == [a, b, c]
+        assert voter.read([d]).keys == ["n:4"] and voter.read([c, a]).keys == ["n:3", "n:1"] and sent == [a, b, c, d]
+        assert voter.read([b]).keys == ["n:2"] and sent == [a, b, c, d, b]  # the one used longest ago had to go
+
+
+def test_a_worker_that_someone_kills_is_replaced(boxed_voter):
+    for round in range(3):
+        boxed_voter.read(["up"])
+        for pid in boxed_voter.pids():  # also the warm one
+            os.kill(pid, signal.SIGKILL)
+        got = boxed_voter.read([f"\\boxed{{{round}{i}}}" for i in range(200)])
+        assert got.killed == 0 and got.keys == [answer_key(f"{round}{i}") for i in range(200)]
+
+
+def test_a_worker_killed_while_it_reads_gives_its_text_a_second_chance():
+    with Voter(LINE, Vote(seconds=30)) as voter:
+        voter.read(["1"])
+        victims = voter.pids()[:1]
+        medium = "a" * 25 + "!"  # about a second
+        killer = threading.Timer(0.2, lambda: [os.kill(pid, signal.SIGKILL) for pid in victims])
+        killer.start()
+        got = voter.read([medium, "5"])
+        killer.join()
+        assert not set(victims) & set(voter.pids())
+        assert got.killed == 0 and got.keys == [None, "n:5"]
+
+
+def test_a_worker_that_runs_out_of_memory_goes_on():
+    grow = Answer(format="regex", pattern=r"(?s)((?:(?=(x))|y|.)*)=1")
+    with Voter(grow, Vote(seconds=20)) as voter:
+        got = voter.read(["x" * 20_000_000, "5=1"])
+        assert got.keys[1] == "t:5" and got.keys[0] is None and got.killed == 1
+
+
+def test_any_thread_may_read(boxed_voter):
+    wrong = []
+
+    def read(thread):
+        for round in range(5):
+            numbers = [f"{thread}{round}{i}" for i in range(30)]
+            if boxed_voter.read([f"\\boxed{{{n}}}" for n in numbers]).keys != [answer_key(n) for n in numbers]:
+                wrong.append(thread)
+
+    threads = [threading.Thread(target=read, args=(thread,)) for thread in range(1, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and boxed_voter.read(["\\boxed{1}"]).keys == ["n:1"]  # the threads that used them first are gone
+
+
+def test_an_interrupt_leaves_no_stale_result(monkeypatch):
+    with Voter(LINE, Vote(seconds=30)) as voter:
+        voter.read(["1"])
+        timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            voter.read([HANG, "2"])
+        timer.join()
+        assert voter.read(["3", "4"]).keys == ["n:3", "n:4"]
+
+
+def test_close_leaves_no_process_behind():
+    before = set(children())
+    voter = Voter(LINE, Vote(seconds=0.3, workers=2))
+    voter.read([HANG, "1"])
+    assert len(set(children()) - before) >= 2
+    voter.close()
+    voter.close()
+    assert set(children()) <= before  # no zombies either
+    with Voter(BOXED, Vote()):
+        pass  # closed before a worker is up
+    assert set(children()) <= before
+    with pytest.raises(ValueError, match="closed"):
+        voter.read(["1"])
+
+
+@pytest.mark.parametrize("text", ["5", HANG], ids=["idle", "hanging"])
+def test_workers_end_when_the_parent_is_killed(text):
+    code = f"""
+        import threading, time
+        from jaxselftrain.config import Answer, Vote
+        from jaxselftrain.voter import Voter
+        voter = Voter(Answer(format="regex", pattern={LINE.pattern!r}), Vote(seconds=600))
+        voter.read(["1"])
+        while len(voter.pids()) < 2:
+            time.sleep(0.05)
+        print(*voter.pids(), flush=True)
+        voter.read([{text!r}])
+        time.sleep(600)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True) as parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        time.sleep(0.3)
+        assert len(pids) == 2 and all(map(alive, pids))
+        parent.kill()
+    assert wait_until(lambda: not any(map(alive, pids)))
+
+
+def test_a_worker_without_a_parent_ends_a_hanging_text_by_itself():
+    """The second net, for systems without PR_SET_PDEATHSIG: the alarm that the kernel delivers into a running C loop."""
+    process = subprocess.Popen([sys.executable, "-m", "jaxselftrain.voter_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    settings = {"answer": LINE.model_dump(), "seconds": 0.1, "parent": os.getpid()}
+    process.stdin.write(json.dumps(settings).encode() + b"\n" + json.dumps([HANG]).encode() + b"\n")
+    process.stdin.flush()
+    assert process.wait(timeout=10) == -signal.SIGALRM
+    process.stdin.close()
+    process.stdout.close()
+
+
+def test_workers_import_neither_jax_nor_numpy():
+    code = "import sys, jaxselftrain.voter_worker; print([m for m in ('jax', 'numpy', 'pydantic', 'yaml') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = "import sys, jaxselftrain.voter; print([m for m in ('jax', 'numpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_workers_have_their_own_session_and_only_their_pipes(boxed_voter):
+    with open(__file__) as held:
+        os.set_inheritable(held.fileno(), True)
+        with Voter(BOXED, Vote()) as voter:
+            voter.read(["up"])
+            pid = voter.pids()[0]
+            assert os.getsid(pid) == pid != os.getsid(0)
+            targets = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    assert __file__ not in targets and all(target.startswith(("pipe:", "/dev/null")) for target in targets), targets
+
+
+def test_a_module_in_the_users_folder_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    with Voter(BOXED, Vote()) as voter:
+        assert voter.read(["\\boxed{1}"]).keys == ["n:1"]
+
+
+def test_workers_that_cannot_start_are_an_error_that_says_what_to_try(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Voter(BOXED, Vote()) as voter, pytest.raises(ChildProcessError, match="did not start.*try /bin/false"):
+        voter.read(["1"])
+
+
+def test_a_bad_pattern_is_refused_at_once():
+    with pytest.raises(UserError, match="answer.pattern"):
+        Voter(Answer(format="regex", pattern="("), Vote())

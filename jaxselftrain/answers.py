@@ -103,7 +103,7 @@ def _boxed(text: str, answer: Answer) -> str | None:
 
 
 def _hash(text: str, answer: Answer) -> str | None:
-    before, marker, after = text.rpartition("####")
+    _, marker, after = text.rpartition("####")
     return _lines(after)[0] if marker else None
 
 

@@ -24,7 +24,7 @@ from jaxselftrain.questions import Question
 from jaxselftrain.rollouts import Prompts, Sampling
 from jaxselftrain.sharding import make_mesh, named, param_shardings
 from jaxselftrain.step import prompt_shardings
-from jaxselftrain.stopping import stop_table
+from jaxselftrain.stopping import cut_at_stop, stop_table
 
 TRAINING, EVALUATION = 0, 1  # noise streams
 
@@ -52,7 +52,9 @@ class Parts:
         """The stop table on device; its width is the model's vocabulary, which may be padded beyond the tokenizer's."""
         pieces = list(self.tokenizer.token_bytes())[: self.architecture.V]
         pieces += [b""] * (self.architecture.V - len(pieces))
-        table = stop_table(self.config.rollout.stop, pieces, [i for i in self.tokenizer.eos_ids if i < len(pieces)])
+        own = self.weights.generation.get("eos_token_id", [])
+        ends = {*self.tokenizer.eos_ids, *(own if isinstance(own, list) else [own])}
+        table = stop_table(self.config.rollout.stop, pieces, [i for i in ends if i is not None and i < len(pieces)])
         return jax.device_put(table, named(self.mesh))
 
     def params(self) -> dict[str, jax.Array]:
@@ -66,24 +68,32 @@ class Parts:
         return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=at[name]) for name, shape in self.architecture.shapes().items()}
 
     def encode(self, questions: list[Question], too_long: str) -> prompt_texts.Encoded:
-        return prompt_texts.encode_prompts(
-            questions, tokenizer=self.tokenizer, prompt=self.config.prompt, too_long=too_long
-        )
+        return prompt_texts.encode_prompts(questions, tokenizer=self.tokenizer, prompt=self.config.prompt, too_long=too_long)
 
     def sampling(self, *, temperatures: list[float], top_p: float, top_k: int) -> Sampling:
         whole = named(self.mesh)
-        arrays = np.asarray(temperatures, np.float32), np.float32(top_p), np.int32(top_k)
-        return Sampling(*(jax.device_put(x, whole) for x in arrays), self.stop_SV)
+        settings = np.asarray(temperatures, np.float32), np.float32(top_p), np.int32(top_k)
+        temperature_N, p, k = jax.device_put(settings, whole)
+        return Sampling(temperature_N=temperature_N, top_p=p, top_k=k, stop_SV=self.stop_SV)
 
-    def prompts(self, tokens: list[list[int]], width: int, *, stream: int, draw: int, wanted: bool, sampling: Sampling) -> Prompts:
+    def prompts(self, tokens: list[list[int]], width: int, *, stream: int, draw: int, sampling: Sampling) -> Prompts:
         """One batch on device; draw numbers the sampling calls of a stream."""
         tokens_QC, length_Q = prompt_texts.pad(tokens, width)
         noise = np.asarray([self.config.train.seed, stream, draw], np.uint32)
-        at = prompt_shardings(self.mesh)
-        slot_Q = np.arange(len(tokens), dtype=np.int32)
-        arrays = [(tokens_QC, at.tokens_QC), (length_Q, at.length_Q), (slot_Q, at.slot_Q), (noise, at.noise)]
-        arrays.append((np.asarray(wanted), at.wanted))
-        return Prompts(*(jax.device_put(x, where) for x, where in arrays), sampling)
+        prompts = Prompts(
+            tokens_QC=tokens_QC,
+            length_Q=length_Q,
+            slot_Q=np.arange(len(tokens), dtype=np.int32),
+            noise=noise,
+            wanted=np.asarray(True),
+            sampling=sampling,
+        )
+        return jax.device_put(prompts, prompt_shardings(self.mesh))
+
+    def texts(self, tokens_QNT: np.ndarray, length_QN: np.ndarray) -> list[str]:
+        """The text of every response, question by question, cut before the stop string that ended it."""
+        rows = [tokens[:length].tolist() for tokens, length in zip(_flat(tokens_QNT), length_QN.ravel(), strict=True)]
+        return [cut_at_stop(self.tokenizer.decode(row), self.config.rollout.stop) for row in rows]
 
     def check_context(self, width: int) -> None:
         """Raises UserError when prompt + response do not fit the model's context."""
@@ -99,7 +109,10 @@ def open_parts(config: Config, *, cache: Path | None) -> Parts:
     """Opens what the config names; `cache` is the folder of the persistent compilation cache."""
     set_runtime(config, cache)
     path = local_model(config.model.path, config.model.revision)
-    tokenizer = load_tokenizer(config.model.tokenizer or config.model.path, revision=config.model.revision)
+    if config.model.tokenizer is None:
+        tokenizer = load_tokenizer(config.model.path, revision=config.model.revision)
+    else:
+        tokenizer = load_tokenizer(config.model.tokenizer, revision=None)
     return Parts(config, make_mesh(config.mesh), tokenizer, open_weights(path))
 
 
@@ -112,3 +125,7 @@ def set_runtime(config: Config, cache: Path | None) -> None:
     if cache is not None and config.runtime.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", str(cache.absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def _flat(x_QNT: np.ndarray) -> np.ndarray:
+    return x_QNT.reshape(-1, x_QNT.shape[-1])

@@ -20,9 +20,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxselftrain import config
+from jaxselftrain.assembly import Parts
 from jaxselftrain.errors import UserError
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts
+from jaxselftrain.run_folder import CHECKPOINTS
 from jaxselftrain.update import State
 
 METRIC = "heldout/avg"  # what `best` means
@@ -45,9 +47,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it opens
         policies: list[managers.PreservationPolicy] = [managers.LatestN(settings.keep)]
         if settings.keep_best:
-            policies.append(
-                managers.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False)
-            )
+            policies.append(managers.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
@@ -111,3 +111,18 @@ class Checkpoints:
             if full or any(sign in text for sign in ("No space left", "File too large", "quota exceeded")):
                 raise UserError(f"no room on the disk for a checkpoint in {self.folder}; {kept}") from error
             raise UserError(f"saving a checkpoint in {self.folder} failed ({text}); {kept}") from error
+
+
+def checkpoint_params(parts: Parts, run: Path, *, step: int | None) -> tuple[dict[str, jax.Array], str]:
+    """(weights of a run's checkpoint, "step N"); the newest without a step. Raises UserError when it is not there."""
+    checkpoints = Checkpoints(run / CHECKPOINTS, parts.config.checkpoint)
+    try:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"{run} holds no checkpoint yet")
+        if step is not None and step not in steps:
+            raise UserError(f"{run} holds no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        chosen = steps[-1] if step is None else step
+        return checkpoints.restore_params(chosen, parts.abstract_params()), f"step {chosen}"
+    finally:
+        checkpoints.close()

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from jaxselftrain.errors import UserError
 
@@ -33,6 +42,14 @@ Real = Annotated[float, AfterValidator(_finite)]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic would read `true` as 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
 
 
 class Model(Section):
@@ -57,7 +74,9 @@ class Task(Section):
 
 class Fields(Section):
     question: str = Field("question", description="field that holds the question: a string or a list of chat messages")
-    answer: str | None = Field("answer", description="field that holds the gold answer (dots reach into records); null when there is none")
+    answer: str | None = Field(
+        "answer", description="field that holds the gold answer (dots reach into records); null when there is none"
+    )
     id: str | None = Field("id", description="field that holds the id; rows without one get a hash of their content")
 
 
@@ -68,7 +87,9 @@ class Questions(Section):
     fields: Fields = Fields()
     tasks: tuple[Task, ...] = Field((), description="reasoning-gym tasks to mix")
     seed: int = Field(0, ge=0, description="seed of generated questions")
-    count: int | None = Field(None, ge=1, description="take at most this many; for reasoning_gym: how many distinct ones to generate")
+    count: int | None = Field(
+        None, ge=1, description="take at most this many; for reasoning_gym: how many distinct ones to generate"
+    )
     too_long: Literal["drop", "error"] = Field("drop", description="what to do with a prompt longer than prompt.max_tokens")
 
     @model_validator(mode="after")
@@ -84,13 +105,19 @@ class Questions(Section):
 
 
 class Prompt(Section):
-    format: Literal["few_shot", "chat"] = Field("few_shot", description="plain text with examples, or the tokenizer's chat template")
+    format: Literal["few_shot", "chat"] = Field(
+        "few_shot", description="plain text with examples, or the tokenizer's chat template"
+    )
     few_shot: str = Field("", description="text before every question (few_shot format)")
     template: str = Field("{question}", description="text around the question, after few_shot; must hold {question}")
     instruction: str = Field("", description="added after the question's own text, in both formats")
     system: str | None = Field(None, description="system message (chat format)")
-    chat_template_arguments: dict[str, Any] = Field(default_factory=dict, description="passed to the chat template, such as enable_thinking")
-    max_tokens: int = Field(1024, ge=1, description="longest prompt in tokens; longer ones are dropped or refused (questions.too_long)")
+    chat_template_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="passed to the chat template, such as enable_thinking"
+    )
+    max_tokens: int = Field(
+        1024, ge=1, description="longest prompt in tokens; longer ones are dropped or refused (questions.too_long)"
+    )
 
     @model_validator(mode="after")
     def _placeholder(self):
@@ -105,7 +132,9 @@ class Rollout(Section):
     temperature: Real = Field(1.0, ge=0, description="sampling temperature; 0 takes the most likely token")
     top_p: Real = Field(1.0, gt=0, le=1, description="keep the fewest tokens whose probability reaches this; 1 is off")
     top_k: int = Field(0, ge=0, description="keep the k most likely tokens; 0 is off")
-    stop: tuple[str, ...] = Field((), description="a response ends at the first of these strings, wherever token boundaries fall")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="a response ends at the first of these strings, wherever token boundaries fall"
+    )
 
 
 class Answer(Section):
@@ -125,7 +154,9 @@ class Answer(Section):
 class Vote(Section):
     samples: int = Field(32, ge=2, description="samples per question that vote (N)")
     ties: Literal["first", "abstain"] = Field("first", description="equal counts: the answer seen first wins, or nobody does")
-    denominator: Literal["valid", "all"] = Field("valid", description="majority share is taken of valid answers, or of all samples")
+    denominator: Literal["valid", "all"] = Field(
+        "valid", description="majority share is taken of valid answers, or of all samples"
+    )
     workers: int = _free(1, "voter processes on each host", ge=1)
     seconds: Real = Field(2.0, gt=0, description="wall-clock limit for reading one response's answer; past it, no vote")
 
@@ -170,7 +201,9 @@ class Optimizer(Section):
     b2: Real = Field(0.999, ge=0, lt=1, description="decay of the second moment")
     eps: Real = Field(1e-8, gt=0, description="added to the root of the second moment")
     clip_norm: Real = Field(1.0, gt=0, description="global gradient norm is clipped to this")
-    state_dtype: Literal["float32", "bfloat16"] = Field("float32", description="storage of the moments; bfloat16 is rounded stochastically")
+    state_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="storage of the moments; bfloat16 is rounded stochastically"
+    )
 
 
 class Mesh(Section):
@@ -212,7 +245,9 @@ class Log(Section):
 class Runtime(Section):
     deterministic: bool = Field(False, description="GPU: deterministic kernels and fixed autotuning, for bitwise resume; slower")
     bad_steps: int = _free(3, "stop after this many updates in a row with NaN or Inf", ge=1)
-    compilation_cache: bool = _free(True, "keep compiled programs beside the run folder, so that a restart does not compile again")
+    compilation_cache: bool = _free(
+        True, "keep compiled programs beside the run folder, so that a restart does not compile again"
+    )
 
 
 class Train(Section):
@@ -301,9 +336,17 @@ def parse_config(values: dict[str, Any], where: str = "the config") -> Config:
         raise UserError(f"{where}: " + _sentence(error)) from None
 
 
+def override_config(config: Config, overrides: tuple[str, ...] | list[str]) -> Config:
+    """The Config after dotted overrides. Raises UserError as `load_config` does."""
+    values = config.model_dump()
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values)
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
-    if not equals or not name.strip("."):
+    if not equals or not all(part.strip() for part in name.split(".")):
         raise UserError(f"override {override!r} is not of the form section.field=value")
     try:
         value = yaml.safe_load(text)
@@ -330,8 +373,10 @@ def _sentence(error: ValidationError) -> str:
         return f"unknown field {name} (value {problem['input']!r}); {hint}"
     if problem["type"] == "missing":
         return f"field {name} is required"
-    message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], dict | Section):
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    if problem["type"] == "model_type":
+        message = "must be a section, with fields of its own"
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict | Section):  # about several fields at once
         return message if name == "the config" else f"{name}: {message}"
     return f"{name} = {problem['input']!r}: {message[0].lower() + message[1:]}"
 

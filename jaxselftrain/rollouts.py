@@ -8,6 +8,7 @@ slot, sample, position) and on nothing else: not on the batch, its width or the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +19,18 @@ from jaxselftrain.model.policy import Policy, ready
 from jaxselftrain.sharding import constrain
 from jaxselftrain.stopping import STOPPED
 
+Leaf = Any  # a jax.Array; in the trees that describe where arrays lie, its sharding or ShapeDtypeStruct
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sampling:
     """How to sample; all are arrays, so changing them never recompiles."""
 
-    temperature_N: jax.Array  # float32, one for each sample of a question; 0 is greedy
-    top_p: jax.Array  # float32; 1 is off
-    top_k: jax.Array  # int32; 0 is off
-    stop_SV: jax.Array  # int16, see stopping.stop_table
+    temperature_N: Leaf  # float32, one for each sample of a question; 0 is greedy
+    top_p: Leaf  # float32; 1 is off
+    top_k: Leaf  # int32; 0 is off
+    stop_SV: Leaf  # int16, see stopping.stop_table
 
 
 @jax.tree_util.register_dataclass
@@ -35,11 +38,11 @@ class Sampling:
 class Prompts:
     """One batch of questions, ready to sample."""
 
-    tokens_QC: jax.Array  # int32, padded on the right
-    length_Q: jax.Array  # int32, at least 1
-    slot_Q: jax.Array  # int32, the question's place in the whole batch: keys its noise
-    noise: jax.Array  # uint32 [3]: seed, stream (training, evaluation, ...), draw counter
-    wanted: jax.Array  # bool; false: no sampling at all, for a call that only learns
+    tokens_QC: Leaf  # int32, padded on the right
+    length_Q: Leaf  # int32, at least 1
+    slot_Q: Leaf  # int32, the question's place in the whole batch: keys its noise
+    noise: Leaf  # uint32 [3]: seed, stream (training, evaluation, ...), draw counter
+    wanted: Leaf  # bool; false: no sampling at all, for a call that only learns
     sampling: Sampling
 
 
@@ -48,13 +51,13 @@ class Prompts:
 class Rollouts:
     """N responses a question, and the prompts they answer."""
 
-    prompt_QC: jax.Array  # int32
-    prompt_length_Q: jax.Array  # int32
-    tokens_QNT: jax.Array  # int32, 0 after the end
-    length_QN: jax.Array  # int32, the token that ended the response included
-    ended_QN: jax.Array  # bool; false: cut at T tokens
-    logp_QNT: jax.Array  # float32 behaviour log-probs at the temperature, before truncation; 0 after the end
-    temperature_N: jax.Array  # float32
+    prompt_QC: Leaf  # int32
+    prompt_length_Q: Leaf  # int32
+    tokens_QNT: Leaf  # int32, 0 after the end
+    length_QN: Leaf  # int32, the token that ended the response included
+    ended_QN: Leaf  # bool; false: cut at T tokens
+    logp_QNT: Leaf  # float32 behaviour log-probs at the temperature, before truncation; 0 after the end
+    temperature_N: Leaf  # float32
 
 
 def empty_rollouts(*, Q: int, N: int, C: int, T: int) -> Rollouts:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from jaxselftrain.config import Config, changed_fields, parse_config, to_yaml
 from jaxselftrain.errors import UserError
 
-CONFIG, CHECKPOINTS, LOCK = "config.yaml", "checkpoints", ".lock"
+CONFIG, CHECKPOINTS, EVALUATIONS, LOCK = "config.yaml", "checkpoints", "evaluations", ".lock"
 PACKAGES = ("jaxselftrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 
 

@@ -273,12 +273,10 @@ def _split(batch: Batch, groups: int, pieces: int) -> Batch:
         return x.transpose(1, 2, 0, 3, *range(4, x.ndim)).reshape(groups * pieces, Q // groups, M // pieces, *rest)
 
     arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return Batch(
-        **{
-            name: x if x is None else split_questions(x) if name in PER_QUESTION else split_samples(x)
-            for name, x in arrays.items()
-        }
-    )
+    parts = {
+        name: split_questions(x) if name in PER_QUESTION else split_samples(x) for name, x in arrays.items() if x is not None
+    }
+    return replace(batch, **parts)
 
 
 def _join(parts, groups: int, pieces: int):

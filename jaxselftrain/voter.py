@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -134,6 +134,7 @@ class Voter:
         results: dict[str, _Result | None] = {}
         waiting = deque(_chunks(texts))
         broke_one: set[str] = set()  # texts that a worker died on; once may be anybody's fault, such as an operator's
+        unbegun: Counter[str] = Counter()  # how often a text was sent to a worker that was already dying
         try:
             while len(results) < len(texts):
                 self._fill(len(waiting))
@@ -147,9 +148,12 @@ class Voter:
                 ]
                 for worker in lost:
                     text = worker.chunk[0]
-                    if text in broke_one:
+                    if text in broke_one or unbegun[text] > self._count:  # all workers and the warm one may die at once
                         results[worker.chunk.popleft()] = None
-                    broke_one.add(text)
+                    elif worker.began:
+                        broke_one.add(text)
+                    else:
+                        unbegun[text] += 1
                 overdue = [w for w in self._workers if w.chunk and w not in lost and time.monotonic() >= w.deadline]
                 # Only a worker with nothing to say is late: results that wait in the pipe were in time.
                 late = [worker for worker in overdue if not _ready([worker], wait=False)]
@@ -216,6 +220,7 @@ class _Worker:
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
         self.chunk: deque[str] = deque()  # sent and not yet answered; the first is being read
+        self.began = False  # whether the worker said that it has the chunk
         self.deadline = time.monotonic() + START_SECONDS
         self._unsent = memoryview(settings)
         self._received = b""
@@ -233,6 +238,7 @@ class _Worker:
     def send(self, texts: list[str], seconds: float) -> None:
         """Give an idle worker its next texts; the clock of the first one starts."""
         self.chunk.extend(texts)
+        self.began = False
         self._unsent = memoryview(json.dumps(texts).encode("ascii") + b"\n")
         self.deadline = time.monotonic() + seconds
 
@@ -242,6 +248,9 @@ class _Worker:
         *lines, self._received = self._received.split(b"\n")
         for line in lines:
             result = json.loads(line)
+            if result == "ready":
+                self.began = True
+                continue
             results[self.chunk.popleft()] = None if result is None else (result[0], result[1])
         if lines or self._unsent:
             self.deadline = time.monotonic() + seconds

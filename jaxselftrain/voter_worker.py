@@ -1,9 +1,9 @@
 """Takes chunks of response texts on standard input, gives each one's answer and key on standard output, one at a time.
 
 Started by `voter.Voter` as `python -m jaxselftrain.voter_worker`, a fresh process that imports neither JAX nor NumPy nor
-the user's own main module. JSON lines, strings only. In: first the settings, then lists of texts. Out: "ready", then for
-each text [answer, key], or null when reading it failed. A text costs its own line and nothing else: what hangs is killed
-by the parent, or by the alarm set here should the parent be gone.
+the user's own main module. JSON lines, strings only. In: first the settings, then lists of texts. Out: "ready" after each
+line of input, and for each text [answer, key], or null when reading it failed. A text costs its own line and nothing else:
+what hangs is killed by the parent, or by the alarm set here should the parent be gone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def main() -> None:
     answer = SimpleNamespace(**settings["answer"])  # stands for config.Answer, whose module needs pydantic
     _reply(replies, "ready")
     for line in requests:
+        _reply(replies, "ready")
         for text in json.loads(line):
             # Twice the parent's patience: it acts only when the parent was killed or stopped while this text hangs.
             signal.setitimer(signal.ITIMER_REAL, 2 * settings["seconds"] + 1)

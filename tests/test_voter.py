@@ -57,6 +57,17 @@ def wait_until(condition, seconds=10.0):
     return condition()
 
 
+def slow_text(seconds):
+    """A text without an answer in the format of LINE that takes at least so long here, and the time it took."""
+    length, took = 16, 0.0
+    while took < seconds:
+        length += 1
+        start = time.monotonic()
+        extract("a" * length + "!", LINE)
+        took = time.monotonic() - start
+    return "a" * length, took
+
+
 @pytest.fixture(scope="module")
 def boxed_voter():
     with Voter(BOXED, Vote(seconds=20, workers=2)) as voter:
@@ -105,18 +116,19 @@ def test_a_response_that_never_ends_costs_its_own_vote_and_at_most_its_time(work
         seconds = time.monotonic() - start
         assert got.keys == [f"n:{i}" for i in range(30)] + [None] + [f"n:{i}" for i in range(100, 130)] + [None, "t:aaa"]
         assert got.killed == 2  # both samples; the text itself ran once
-        assert 0.5 <= seconds < 2.0
+        assert 0.5 <= seconds < 3.0
         assert voter.read(texts[:10]).keys == got.keys[:10]
 
 
 def test_the_limit_is_for_each_response_not_for_the_batch():
-    slow = ["a" * (20 + i % 2) + "!" * (1 + i) for i in range(10)]  # each takes a good part of a tenth of a second
-    start = time.monotonic()
-    extract(slow[0], LINE)
-    one = time.monotonic() - start
-    with Voter(LINE, Vote(seconds=max(0.5, 6 * one))) as voter:
+    text, one = slow_text(0.1)
+    slow = [text + "!" * (1 + i) for i in range(16)]
+    with Voter(LINE, Vote(seconds=8 * one)) as voter:
+        voter.read(["1"])
+        start = time.monotonic()
         got = voter.read(slow)
-    assert got.killed == 0 and got.keys == [None] * 10
+        assert time.monotonic() - start > 8 * one
+    assert got.killed == 0 and got.keys == [None] * 16
 
 
 def test_equal_texts_are_read_once(monkeypatch):
@@ -144,10 +156,10 @@ def test_a_worker_that_someone_kills_is_replaced(boxed_voter):
 
 
 def test_a_worker_killed_while_it_reads_gives_its_text_a_second_chance():
-    with Voter(LINE, Vote(seconds=30)) as voter:
+    medium = slow_text(1.0)[0] + "!"
+    with Voter(LINE, Vote(seconds=60)) as voter:
         voter.read(["1"])
         victims = voter.pids()[:1]
-        medium = "a" * 25 + "!"  # about a second
         killer = threading.Timer(0.2, lambda: [os.kill(pid, signal.SIGKILL) for pid in victims])
         killer.start()
         got = voter.read([medium, "5"])
@@ -160,7 +172,7 @@ def test_a_worker_that_runs_out_of_memory_goes_on():
     grow = Answer(format="regex", pattern=r"(?s)((?:(?=(x))|y|.)*)=1")
     with Voter(grow, Vote(seconds=20)) as voter:
         got = voter.read(["x" * 20_000_000, "5=1"])
-        assert got.keys[1] == "t:5" and got.keys[0] is None and got.killed == 1
+        assert got.keys[1] == "n:5" and got.keys[0] is None and got.killed == 1
 
 
 def test_any_thread_may_read(boxed_voter):
@@ -183,7 +195,7 @@ def test_any_thread_may_read(boxed_voter):
 def test_an_interrupt_leaves_no_stale_result(monkeypatch):
     with Voter(LINE, Vote(seconds=30)) as voter:
         voter.read(["1"])
-        timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+        timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             voter.read([HANG, "2"])
@@ -266,10 +278,10 @@ def test_a_module_in_the_users_folder_is_not_imported(tmp_path, monkeypatch):
 
 def test_workers_that_cannot_start_are_an_error_that_says_what_to_try(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Voter(BOXED, Vote()) as voter, pytest.raises(ChildProcessError, match="did not start.*try /bin/false"):
+    with Voter(BOXED, Vote()) as voter, pytest.raises(ChildProcessError, match=r"did not start.*try /bin/false"):
         voter.read(["1"])
 
 
 def test_a_bad_pattern_is_refused_at_once():
-    with pytest.raises(UserError, match="answer.pattern"):
+    with pytest.raises(UserError, match=r"answer\.pattern"):
         Voter(Answer(format="regex", pattern="("), Vote())

@@ -13,7 +13,7 @@ SUPPORTED = {  # architectures[0] of config.json -> flags that the class implies
     "Qwen2ForCausalLM": {"qkv_bias": True},
     "Qwen3ForCausalLM": {"qk_norm": True},
 }
-# What `transformers` takes where config.json is silent; its classes differ here. None: no default that holds for all.
+# What `transformers` takes where config.json is silent; only what differs by class stands here.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
     "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
@@ -85,7 +85,7 @@ def from_huggingface(config: dict[str, Any], where: str) -> Architecture:
         config["num_key_value_heads"] = heads
     if config.get("head_dim") is None:
         config["head_dim"] = _size(config, "hidden_size", where) // heads
-    V, D, F, L, H, max_positions = (_size(config, f, where) for f in (*SIZES[:4], *SIZES[4:]))
+    V, D, F, L, H, max_positions = (_size(config, field, where) for field in SIZES)
     G, K = _size(config, "num_key_value_heads", where), _size(config, "head_dim", where)
     if H % G:
         raise UserError(f"{where}: num_key_value_heads = {G} does not divide num_attention_heads = {H}")

@@ -33,7 +33,9 @@ def _local(path: str, revision: str | None, wanted: list[str]) -> Path:
         return here
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) and not path.endswith(".gguf"):
         return _from_hub(path, revision, wanted)
-    raise UserError(f"model path {path} does not exist; give a Hugging Face folder, a .gguf file, a hub id or package://PACKAGE/FILE")
+    raise UserError(
+        f"model path {path} does not exist; give a Hugging Face folder, a .gguf file, a hub id or package://PACKAGE/FILE"
+    )
 
 
 def _in_package(path: str) -> Path:

@@ -30,6 +30,10 @@ class Cache(NamedTuple):
 class Policy(nnx.Module):
     """A decoder whose parameters are named and shaped as Architecture.shapes() says; stored in any dtype, see `ready`."""
 
+    embed_VD: nnx.Param
+    unembed_DV: nnx.Param  # where embeddings are not tied
+    final_norm_D: nnx.Param
+
     def __init__(self, architecture: Architecture, *, compute_dtype: str, remat: bool, mesh: Mesh | None = None):
         self.architecture = architecture
         self.compute_dtype = compute_dtype

@@ -1,0 +1,167 @@
+"""Takes a command line, gives an exit code: 0 finished, 2 something for the user to change, 75 saved and resumable.
+
+No command is imported before it runs, so that `--help` answers at once and takes no accelerator.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxselftrain import __version__
+from jaxselftrain.errors import Resumable, UserError
+
+WRONG, RESUMABLE, INTERRUPTED = 2, 75, 130
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,  # an unexpected error keeps Python's own traceback
+    rich_markup_mode="markdown",
+    help=(
+        "A language model teaches itself to reason, from questions without answers.\n\n"
+        "Self-Rewarded Training (arXiv 2505.21444): sample several answers to a question, take the answer that most of them "
+        "agree on as the label, reward the samples that match it, update the model, repeat. The metrics show what that reward "
+        "is really doing: agreement is not correctness.\n\n"
+        "Examples:\n\n"
+        "- `jaxselftrain train configs/quickstart.yaml`\n\n"
+        "- `jaxselftrain train configs/quickstart.yaml vote.samples=32 train.folder=runs/wide`\n\n"
+        "- `jaxselftrain evaluate runs/quickstart --questions held_out.jsonl --samples 8`\n\n"
+        "- `jaxselftrain export runs/quickstart my-model`"
+    ),
+    epilog=(
+        "Settings: `jaxselftrain train CONFIG --print-config` shows every field with its value; jaxselftrain/config.py explains "
+        "them. How it works: README.md and docs/. Exit codes: 0 finished, 2 something to change (one sentence says what), "
+        "75 stopped with everything saved (the same command resumes)."
+    ),
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="SECTION.FIELD=VALUE", help="Settings that replace those of the config, such as vote.samples=32."),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"jaxselftrain {__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(WRONG)
+
+
+@app.command(
+    epilog="Example: `jaxselftrain train configs/quickstart.yaml train.steps=50 train.seed=1 train.folder=runs/seed-{seed}`"
+)
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings of the run.")],
+    overrides: Overrides = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved settings as YAML and stop.")] = False,
+) -> None:
+    """Train, or resume the run that the run folder already holds.
+
+    The run folder (train.folder) receives the resolved config, metrics.jsonl, TensorBoard events, samples of responses,
+    checkpoints and summary.json. Ctrl-C and SIGTERM save everything first; the same command then goes on as if it had
+    never stopped.
+    """
+    from jaxselftrain.config import load_config, to_yaml
+
+    resolved = load_config(config, overrides or ())
+    if print_config:
+        typer.echo(to_yaml(resolved), nl=False)
+        return
+    from jaxselftrain.run_folder import run_folder
+    from jaxselftrain.train import run
+
+    try:
+        run(resolved, folder=run_folder(resolved, config.stem))
+    except Resumable as stopped:
+        again = shlex.join(["jaxselftrain", "train", str(config), *(overrides or ())])
+        raise Resumable(f"{stopped}; resume with: {again}") from None
+
+
+@app.command(
+    epilog="Example: `jaxselftrain evaluate HuggingFaceTB/SmolLM2-135M-Instruct --config configs/quickstart.yaml --samples 8`"
+)
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODEL_OR_RUN", help="Run folder, Hugging Face folder, hub id, .gguf file or package:// path."),
+    ],
+    overrides: Overrides = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="JSONL or Parquet file with gold answers; without it, the config's evaluate.questions.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples per question (k); without it, the config's evaluate.samples.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file that says how to prompt and where the answer stands; a run folder has its own.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and every response as JSONL.")] = None,
+) -> None:
+    """Measure avg@k, maj@k and pass@k on questions with gold answers, each with a bootstrap interval."""
+    from jaxselftrain.evaluate import run_evaluation
+
+    run_evaluation(
+        target=target, questions=questions, samples=samples, overrides=tuple(overrides or ()), config_path=config, out=out
+    )
+
+
+@app.command(epilog="Example: `jaxselftrain export runs/quickstart my-model --step 40`")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the model.")],
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Checkpoint to export; the newest when it is not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder that transformers and vLLM load as it is."""
+    from jaxselftrain.exporting import export_run
+
+    export_run(run=run, out=out, step=step)
+
+
+@app.command(epilog="Example: `jaxselftrain compare runs/quickstart runs/quickstart-random`")
+def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders that hold a summary.json.")]) -> None:
+    """Print one table of what finished runs measured before and after training."""
+    from jaxselftrain.compare import comparison
+
+    typer.echo(comparison(runs), nl=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line (sys.argv when None) and returns its exit code; unexpected exceptions pass through."""
+    try:
+        code = app(args=arguments, prog_name="jaxselftrain", standalone_mode=False)
+    except UserError as error:
+        return _complain(str(error))
+    except typer.TyperException as error:  # a wrong command line
+        return _complain(f"{' '.join(error.format_message().split()).rstrip('.')} (jaxselftrain --help shows the usage)")
+    except Resumable as stopped:
+        print(f"jaxselftrain: {stopped}", file=sys.stderr)
+        return RESUMABLE
+    except typer.Abort:
+        return INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+def _complain(sentence: str) -> int:
+    print(f"jaxselftrain: error: {sentence}", file=sys.stderr)
+    return WRONG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

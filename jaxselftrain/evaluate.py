@@ -1,0 +1,203 @@
+"""Takes weights and held-out questions, gives avg@k, maj@k, pass@k and greedy accuracy with bootstrap intervals.
+
+Besides metrics, the only reader of gold answers. One sampling program draws k samples and one greedy response to each
+question: the greedy one is simply a sample at temperature 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from jaxselftrain.answer_key import AnswerKey, load_answer_key
+from jaxselftrain.assembly import EVALUATION, Parts, open_parts
+from jaxselftrain.checkpoints import checkpoint_params
+from jaxselftrain.config import Config, load_config, override_config, parse_config
+from jaxselftrain.errors import UserError
+from jaxselftrain.prompts import Encoded, prompt_width
+from jaxselftrain.questions import load_questions
+from jaxselftrain.run_folder import CONFIG, EVALUATIONS, replace_text
+from jaxselftrain.sharding import check_mesh
+from jaxselftrain.statistics import Interval, intervals, render, summarise
+from jaxselftrain.step import compile_sample
+from jaxselftrain.voter import Voter
+
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of one evaluation."""
+
+    summary: dict[str, Interval]  # metric -> value, low, high (95% bootstrap interval over questions)
+    rows: list[dict[str, Any]]  # one a question: every response with its answer, and whether it is right
+
+    def metrics(self) -> dict[str, float]:
+        """The summary under its names in metrics.METRICS: heldout/avg, heldout/avg_low, heldout/avg_high, ..."""
+        out: dict[str, float] = {}
+        for name, found in self.summary.items():
+            out |= {f"heldout/{name}": found["value"], f"heldout/{name}_low": found["low"], f"heldout/{name}_high": found["high"]}
+        return out
+
+    def write(self, folder: Path, name: str) -> None:
+        """NAME.json with the summary and NAME.jsonl with the responses."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row, ensure_ascii=False) for row in self.rows]
+        replace_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
+        replace_text(folder / f"{name}.json", json.dumps(self.summary, indent=2) + "\n")
+
+
+class Evaluator:
+    """Evaluates any weights of one policy on one set of questions."""
+
+    def __init__(self, parts: Parts, questions: Encoded, answer_key: AnswerKey, voter: Voter, width: int):
+        missing = [question.id for question in questions.questions if answer_key.gold(question.id) is None]
+        if missing:
+            raise UserError(
+                f"{len(missing)} evaluation questions have no gold answer (first: {missing[0]}); "
+                "set evaluate.questions.fields.answer"
+            )
+        self.parts, self.questions, self.answer_key, self.voter, self.width = parts, questions, answer_key, voter, width
+        settings = parts.config.evaluate
+        temperatures = [settings.temperature] * settings.samples + [0.0] * settings.greedy
+        self.sampling = parts.sampling(temperatures=temperatures, top_p=settings.top_p, top_k=0)
+        self.sample = compile_sample(
+            parts.graph,
+            parts.architecture,
+            parts.mesh,
+            N=len(temperatures),
+            T=parts.config.rollout.max_tokens,
+        )
+
+    def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], None] = lambda count: None) -> Evaluation:
+        """Samples every question; `tick` hears how many are done. The noise is the same at every call."""
+        settings, total = self.parts.config.evaluate, len(self.questions.tokens)
+        texts: list[str] = []
+        ended: list[np.ndarray] = []
+        for number, start in enumerate(range(0, total, settings.batch)):
+            tokens = self.questions.tokens[start : start + settings.batch]
+            real = len(tokens)
+            tokens = tokens + [tokens[0]] * (settings.batch - real)  # the last batch is filled up to the program's shape
+            prompts = self.parts.prompts(tokens, self.width, stream=EVALUATION, draw=number, sampling=self.sampling)
+            rollouts = self.sample(params, prompts)
+            tokens_QNT, length_QN, ended_QN = jax.device_get((rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN))
+            texts += self.parts.texts(tokens_QNT[:real], length_QN[:real])
+            ended.append(ended_QN[:real])
+            tick(real)
+        return self._judge(texts, np.concatenate(ended))
+
+    def _judge(self, texts: list[str], ended_QN: np.ndarray) -> Evaluation:
+        config = self.parts.config
+        k, N = config.evaluate.samples, ended_QN.shape[1]
+        reading = self.voter.read(texts)
+        keys = [reading.keys[i : i + N] for i in range(0, len(texts), N)]
+        ids = [question.id for question in self.questions.questions]
+        right_QN = np.asarray([[bool(self.answer_key.is_right(i, key)) for key in row] for i, row in zip(ids, keys, strict=True)])
+        summary = summarise(
+            right_QN=right_QN[:, :k],
+            keys_QN=[row[:k] for row in keys],
+            truncated_QN=~ended_QN[:, :k],
+            k=k,
+            ties=config.vote.ties,
+            seed=BOOTSTRAP_SEED,
+        )
+        if config.evaluate.greedy:
+            summary |= intervals({"greedy": right_QN[:, k]}, seed=BOOTSTRAP_SEED)
+        rows = [
+            {
+                "id": question.id,
+                "question": question.text,
+                "gold": self.answer_key.gold(question.id),
+                "responses": [
+                    {
+                        "text": texts[q * N + n],
+                        "answer": reading.answers[q * N + n],
+                        "right": bool(right_QN[q, n]),
+                        "greedy": n == k,
+                        "truncated": not bool(ended_QN[q, n]),
+                    }
+                    for n in range(N)
+                ],
+            }
+            for q, question in enumerate(self.questions.questions)
+        ]
+        return Evaluation(summary, rows)
+
+
+def run_evaluation(
+    *,
+    target: str,
+    questions: Path | None,
+    samples: int | None,
+    overrides: tuple[str, ...],
+    config_path: Path | None,
+    out: Path | None,
+) -> Evaluation:
+    """`jaxselftrain evaluate`: a run's newest checkpoint or any model, with a progress bar, a table and files.
+
+    Without `out`, a run's results go to its evaluations folder and a model's are only shown.
+    """
+    run = Path(target) if (Path(target) / CONFIG).is_file() else None
+    config = _evaluation_config(target, run, questions, samples, overrides, config_path)
+    assert config.evaluate.questions is not None
+    parts = open_parts(config, cache=None)
+    encoded = parts.encode(load_questions(config.evaluate.questions), config.evaluate.questions.too_long)
+    width = prompt_width(encoded.tokens)
+    parts.check_context(width)
+    check_mesh(parts.mesh, parts.architecture, evaluate__batch=config.evaluate.batch)
+    params, name = _weights(parts, run)
+    with Voter(config.answer, config.vote) as voter:
+        evaluator = Evaluator(parts, encoded, load_answer_key(config.evaluate.questions), voter, width)
+        with tqdm(total=len(encoded.tokens), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
+            evaluation = evaluator.run(params, tick=bar.update)
+    title = f"{target}: {len(encoded.tokens)} questions, k = {config.evaluate.samples}, T = {config.evaluate.temperature:g}"
+    Console().print(render({name: evaluation.summary}, title=title))
+    folder = out or (run / EVALUATIONS if run else None)
+    if folder is not None:
+        label = name.replace(" ", "_") if out else f"{name.replace(' ', '_')}_command"
+        evaluation.write(folder, label)
+        print(f"results: {folder / label}.json, responses: {folder / label}.jsonl")
+    return evaluation
+
+
+def _evaluation_config(target, run, questions, samples, overrides, config_path) -> Config:
+    if config_path is not None:
+        config = load_config(config_path, overrides)
+    elif run is not None:
+        config = load_config(run / CONFIG, overrides)
+    elif questions is not None:  # any model: its chat template, and an answer in a box
+        values = {"questions": _file_source(questions), "prompt": {"format": "chat"}}
+        config = override_config(parse_config(values), overrides)
+    else:
+        raise UserError("name the questions to evaluate on: --questions FILE, or --config with evaluate.questions")
+    changes: dict[str, Any] = config.model_dump()
+    if questions is not None:
+        fields = (changes["evaluate"]["questions"] or changes["questions"])["fields"]
+        changes["evaluate"]["questions"] = _file_source(questions) | {"fields": fields}
+    if changes["evaluate"]["questions"] is None:
+        raise UserError("the config has no evaluate.questions; name a file with --questions")
+    if samples is not None:
+        changes["evaluate"]["samples"] = samples
+    if run is None:
+        changes["model"]["path"] = target
+    return parse_config(changes, "evaluate")
+
+
+def _file_source(path: Path) -> dict[str, Any]:
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise UserError(f"--questions {path}: the file must end in .jsonl or .parquet")
+    return {"source": path.suffix[1:], "path": str(path)}
+
+
+def _weights(parts: Parts, run: Path | None) -> tuple[dict[str, jax.Array], str]:
+    if run is None:
+        return parts.params(), "model"
+    return checkpoint_params(parts, run, step=None)

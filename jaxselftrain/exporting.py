@@ -1,0 +1,62 @@
+"""Takes a run folder, gives a Hugging Face folder of one of its checkpoints, with a card that tells how it was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxselftrain import __version__
+from jaxselftrain.assembly import open_parts
+from jaxselftrain.checkpoints import checkpoint_params
+from jaxselftrain.config import Config, to_yaml
+from jaxselftrain.metrics import read_metrics
+from jaxselftrain.model.export import export_folder
+from jaxselftrain.run_folder import read_config
+
+
+def export_run(*, run: Path, out: Path, step: int | None) -> None:
+    """`jaxselftrain export`: the checkpoint of a step, or the newest. Raises UserError for a missing run, step or free folder."""
+    config = read_config(run)
+    parts = open_parts(config, cache=None)
+    params, name = checkpoint_params(parts, run, step=step)
+    chosen = int(name.removeprefix("step "))
+    export_folder(
+        params,
+        parts.weights.config,
+        parts.weights.generation,
+        parts.tokenizer,
+        out,
+        dtype=config.model.weights_dtype,
+        card=model_card(config, chosen, run),
+    )
+    print(f"{name} of {run} exported to {out}")
+
+
+def model_card(config: Config, step: int, run: Path) -> str:
+    """README.md of an exported model."""
+    source = {"vote": "its own majority votes", "gold": "gold answers", "random": "random rewards"}[config.reward.source]
+    measured = [line for line in read_metrics(run) if "heldout/avg" in line and line["step"] <= step]
+    rows = [f"| {int(line['step'])} | {line['heldout/avg']:.3f} | {line['heldout/maj']:.3f} |" for line in measured]
+    table = ["| step | avg@k | maj@k |", "| --- | --- | --- |", *rows] if rows else ["It was not evaluated while it trained."]
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "tags: [self-rewarded-training, reinforcement-learning]",
+            "---",
+            f"# {config.model.path}, trained on {source}",
+            "",
+            f"Trained for {step} steps by jaxselftrain {__version__} with Self-Rewarded Training (arXiv 2505.21444), "
+            f"{config.update.estimator}, {config.vote.samples} samples a question; rewards came from {source}.",
+            "",
+            f"Held-out results, k = {config.evaluate.samples}:",
+            "",
+            *table,
+            "",
+            "The licence of the initial weights applies. The settings:",
+            "",
+            "```yaml",
+            to_yaml(config).rstrip(),
+            "```",
+            "",
+        ]
+    )

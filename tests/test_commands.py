@@ -1,0 +1,67 @@
+"""evaluate and export on a finished run, against torch transformers."""
+
+import json
+
+import numpy as np
+import pytest
+from runs import command, lines, make_model, write_config, write_questions
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    home = tmp_path_factory.mktemp("commands")
+    make_model(home / "model")
+    write_questions(home / "train.jsonl", 12)
+    write_questions(home / "held_out.jsonl", 6, start=20)
+    code, _, err = command("train", str(write_config(home, train={"steps": 2, "folder": str(home / "run")})))
+    assert code == 0, err
+    return home / "run"
+
+
+def test_evaluating_the_run_gives_what_the_run_itself_measured(run, tmp_path):
+    code, out, err = command("evaluate", str(run), "--out", str(tmp_path / "out"))
+    assert code == 0, err
+    found = json.loads((tmp_path / "out" / "step_2.json").read_text())
+    assert found["avg"]["value"] == lines(run)[-1]["heldout/avg"]
+    assert "avg@k" in out
+    rows = [json.loads(line) for line in (tmp_path / "out" / "step_2.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and len(rows[0]["responses"]) == 3 and sum(r["greedy"] for r in rows[0]["responses"]) == 1
+
+
+def test_evaluating_a_model_with_other_questions_and_samples(run, tmp_path):
+    held_out = write_questions(tmp_path / "other.jsonl", 5)
+    code, _, err = command(
+        "evaluate", str(run.parent / "model"), "--questions", str(held_out), "--samples", "3",
+        "--config", str(run.parent / "config.yaml"), "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out" / "model.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"q{i}" for i in range(5)] and len(rows[0]["responses"]) == 4
+
+
+def test_the_exported_model_is_the_trained_one(run, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    code, out, err = command("export", str(run), str(tmp_path / "exported"))
+    assert code == 0, err
+    assert "step 2" in out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    row = lines(run / "evaluations", "step_000002.jsonl")[0]
+    greedy = next(r for r in row["responses"] if r["greedy"])
+    ids = tokenizer("1 + 1 = 2\n" + row["question"], return_tensors="pt")["input_ids"]
+    new = model.generate(ids, do_sample=False, max_new_tokens=6)[0, ids.shape[1] :]
+    assert tokenizer.decode(new, skip_special_tokens=True).split("\n")[0] == greedy["text"]
+    start = AutoModelForCausalLM.from_pretrained(run.parent / "model", dtype=torch.float32)
+    moved = [float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), start.parameters(), strict=True)]
+    assert np.min(moved) > 0
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "2 steps" in card and "vote" in card
+
+
+def test_missing_steps_and_taken_folders_are_refused(run, tmp_path):
+    code, _, err = command("export", str(run), str(tmp_path / "x"), "--step", "7")
+    assert code == 2 and "step 7" in err and not (tmp_path / "x").exists()
+    code, _, err = command("export", str(tmp_path), str(tmp_path / "x"))
+    assert code == 2 and "not a run folder" in err

@@ -1,0 +1,41 @@
+"""Every shipped config loads, opens with its command, and the published recipe has the published numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jaxselftrain.config import load_config, parse_config, to_yaml
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_loads_and_opens_with_its_command(name):
+    config = load_config(CONFIGS / name)
+    comment = "".join(line for line in (CONFIGS / name).read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert (CONFIGS / name).read_text().startswith("#")
+    assert f"configs/{name}" in comment
+    assert config.train.steps >= 1 and config.reward.source == "vote"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_resolved_config_reads_back_equal(name, tmp_path):
+    config = load_config(CONFIGS / name)
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config == parse_config(config.model_dump())
+
+
+def test_srt_recipe_has_the_published_numbers():
+    config = load_config(CONFIGS / "srt_qwen2.5_math_7b.yaml")
+    rollout, update, optimizer = config.rollout, config.update, config.optimizer
+    assert (rollout.questions, config.vote.samples, config.samples_trained) == (16, 32, 32)
+    assert (config.prompt.max_tokens, rollout.max_tokens) == (1024, 3072)
+    assert (rollout.temperature, rollout.top_p, rollout.top_k) == (1.0, 1.0, 0)
+    assert (update.estimator, update.kl_in, update.kl_estimator, update.kl_coefficient) == ("rloo", "reward", "k3", 0.001)
+    assert (update.clip_low, update.clip_high, update.epochs, update.minibatches) == (0.2, 0.2, 1, 1)
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm) == (1e-6, 0.01, 1.0)
+    assert (config.evaluate.every, config.evaluate.samples) == (100, 32)
+    assert config.keeps_reference and config.questions.fields.answer is None

@@ -1,0 +1,80 @@
+"""The launch scripts: what they would run, and when they start a run again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+
+
+def environment(venv: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "CUDA", "JAX"))}
+    return kept | {"VENV": str(venv)} | more
+
+
+def fake_program(venv: Path, script: str) -> None:
+    program = venv / "bin" / "jaxselftrain"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/usr/bin/env bash\n" + script)
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize("script, extra", [("local.sh", None), ("gpu.sh", "[cuda]")])
+def test_dry_run_prints_every_command_and_runs_none(script, extra, tmp_path):
+    command = [LAUNCH / script, "--dry-run", "my config.yaml", "vote.samples=8"]
+    done = subprocess.run(command, env=environment(tmp_path / "venv"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    make, install, train = done.stdout.splitlines()
+    assert make.startswith("python3 -m venv") and "-m pip install" in install
+    assert (extra is None) == ("cuda" not in install)
+    assert train.strip().endswith(r"bin/jaxselftrain train my\ config.yaml vote.samples=8")
+    assert ("XLA_CLIENT_MEM_FRACTION=0.92" in train) == (extra is not None)
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize("script", ["local.sh", "gpu.sh"])
+def test_no_config_is_one_sentence_and_exit_code_2(script):
+    done = subprocess.run([LAUNCH / script], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "usage:" in done.stderr
+
+
+def test_the_old_name_of_the_memory_setting_is_left_alone(tmp_path):
+    given = environment(tmp_path / "venv", XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
+    done = subprocess.run([LAUNCH / "gpu.sh", "--dry-run", "a.yaml"], env=given, capture_output=True, text=True)
+    assert done.returncode == 0 and "XLA_CLIENT_MEM_FRACTION" not in done.stdout
+
+
+@pytest.mark.parametrize("codes, want", [([75, 75, 0], 0), ([75, 2], 2), ([1], 1)])
+def test_gpu_starts_again_after_exit_75_and_only_then(codes, want, tmp_path):
+    count = tmp_path / "count"
+    fake_program(
+        tmp_path / "venv",
+        f'echo "$@" >> {count}\ncodes=({" ".join(map(str, codes))})\nexit "${{codes[$(wc -l < {count}) - 1]}}"\n',
+    )
+    command = [LAUNCH / "gpu.sh", "a.yaml", "train.seed=1"]
+    done = subprocess.run(command, env=environment(tmp_path / "venv"), capture_output=True, text=True)
+    assert done.returncode == want
+    assert count.read_text().splitlines() == ["train a.yaml train.seed=1"] * len(codes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_gpu_passes_a_signal_on_once_and_waits_for_the_save(number, tmp_path):
+    log = tmp_path / "log"
+    fake_program(
+        tmp_path / "venv",
+        f'trap "echo signal >> {log}; sleep 0.5; echo saved >> {log}; exit 75" TERM INT\necho start >> {log}\n'
+        "for _ in {1..100}; do sleep 0.1; done\n",
+    )
+    process = subprocess.Popen([LAUNCH / "gpu.sh", "a.yaml"], env=environment(tmp_path / "venv"), start_new_session=True)
+    deadline = time.monotonic() + 10
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, number)  # as a terminal or a batch system would: the script and what it started
+    assert process.wait(10) == 75
+    assert log.read_text().splitlines() == ["start", "signal", "saved"]

@@ -1,0 +1,36 @@
+"""The notebooks, executed on a small run."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from runs import command, environment, lines, make_model, write_config, write_questions
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    home = tmp_path_factory.mktemp("notebooks")
+    make_model(home / "model")
+    write_questions(home / "train.jsonl", 8)
+    write_questions(home / "held_out.jsonl", 4, start=20)
+    code, _, err = command("train", str(write_config(home, train={"steps": 2, "folder": str(home / "run")})))
+    assert code == 0, err
+    return home / "run"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.ipynb")))
+def test_the_notebook_runs_and_shows_the_run(name, run, monkeypatch):
+    notebook = nbformat.read(FOLDER / name, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(word in cell.source for cell in notebook.cells if cell.cell_type == "code" for word in ("def ", "class "))
+    for variable, value in {**environment(), "RUN": str(run)}.items():
+        monkeypatch.setitem(os.environ, variable, value)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}).execute()
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert any("image/png" in out.get("data", {}) for out in outputs)
+    text = "".join(out.get("text", "") for out in outputs)
+    assert f"{len(lines(run))} lines, steps 0 to 2" in text and "pseudo_reward" in text and "majority" in text

@@ -1,0 +1,107 @@
+"""The sampler: noise, neighbours, padding, stopping, and its log-probs against the training forward."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+from tiny import PIECES, TINY, N, Q, T, equal_bits, graph, params, prompts, rollouts, tiny_config, votes
+
+from jaxselftrain.model.policy import ready
+from jaxselftrain.rollouts import sample, token_noise
+from jaxselftrain.update import make_batch, score
+
+GRAPH, PARAMS = graph(), params()
+sample_tiny = jax.jit(partial(sample, GRAPH, N=N, T=T))
+
+
+def forward_logp(got, config):
+    batch = make_batch(config, got, votes(rows=got.length_QN.shape[0]))
+    return jax.jit(lambda p, b: score(ready(GRAPH, p), b)[0])(PARAMS, batch), batch.mask_QMT
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_recorded_log_probs_equal_the_training_forward(temperature):
+    got = sample_tiny(PARAMS, prompts(temperatures=[temperature] * N))
+    logp_QNT, mask_QNT = forward_logp(got, tiny_config())
+    np.testing.assert_allclose(np.where(mask_QNT, logp_QNT, 0), got.logp_QNT, atol=1e-4)
+    assert (np.asarray(got.logp_QNT)[np.asarray(mask_QNT) > 0] < 0).all()
+
+
+def test_a_row_does_not_see_its_neighbours():
+    one, other = prompts(seed=0), prompts(seed=7)
+    mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[:3], b[3:]]) if a.ndim and a.shape[0] == Q else a, one, other)
+    whole, part = sample_tiny(PARAMS, one), sample_tiny(PARAMS, mixed)
+    assert equal_bits(jax.tree.map(lambda x: x[:3], whole.logp_QNT), jax.tree.map(lambda x: x[:3], part.logp_QNT))
+    assert equal_bits(whole.tokens_QNT[:3], part.tokens_QNT[:3])
+    assert not equal_bits(whole.tokens_QNT[3:], part.tokens_QNT[3:])
+
+
+def test_padding_changes_log_probs_by_rounding_alone():
+    lengths = np.arange(5, 5 + Q)
+    narrow = sample_tiny(PARAMS, prompts(lengths=lengths))
+    base = prompts(lengths=lengths)
+    wide_tokens = jnp.pad(base.tokens_QC, ((0, 0), (0, 20)), constant_values=9)
+    wide = sample_tiny(PARAMS, replace(base, tokens_QC=wide_tokens))
+    assert equal_bits(narrow.tokens_QNT, wide.tokens_QNT)
+    np.testing.assert_allclose(narrow.logp_QNT, wide.logp_QNT, atol=1e-5)
+
+
+def test_noise_depends_on_its_keys_and_not_on_the_batch():
+    noise = jnp.asarray([5, 0, 2], jnp.uint32)
+    whole = token_noise(noise, jnp.arange(8), 4, 3)
+    assert equal_bits(whole[2:5, :2], token_noise(noise, jnp.arange(2, 5), 2, 3))
+    for other in ([6, 0, 2], [5, 1, 2], [5, 0, 3]):
+        assert not np.isin(np.asarray(whole), np.asarray(token_noise(jnp.asarray(other, jnp.uint32), jnp.arange(8), 4, 3))).any()
+    assert not np.isin(np.asarray(whole), np.asarray(token_noise(noise, jnp.arange(8), 4, 4))).any()
+
+
+def test_first_tokens_follow_the_models_distribution():
+    many = jax.jit(partial(sample, GRAPH, N=4000, T=1))
+    got = many(PARAMS, prompts(rows=1, lengths=[6], temperatures=[0.8] * 4000))
+    policy = ready(GRAPH, PARAMS)
+    asked = prompts(rows=1, lengths=[6])
+    hidden, _ = policy.prefill(asked.tokens_QC, asked.length_Q)
+    want = np.asarray(jax.nn.softmax(policy.logits(hidden)[0] / 0.8), np.float64) * 4000
+    seen = np.bincount(np.asarray(got.tokens_QNT).ravel(), minlength=TINY.V)
+    small = want < 5
+    if small.any():
+        seen, want = np.append(seen[~small], seen[small].sum()), np.append(want[~small], want[small].sum())
+    assert len(want) > 5 and chisquare(seen, want * seen.sum() / want.sum()).pvalue > 1e-4
+
+
+def test_responses_end_at_stop_strings_over_token_boundaries_and_are_padded_after():
+    likely = "".join(PIECES[int(t)].decode() for t in np.asarray(sample_tiny(PARAMS, prompts()).tokens_QNT[0, 0, 2:4]))
+    got = sample_tiny(PARAMS, prompts(stop=(likely,), end_ids=()))
+    rows = np.asarray(got.tokens_QNT), np.asarray(got.length_QN)
+    texts = [
+        [b"".join(PIECES[t] for t in row[:n]).decode() for row, n in zip(*pair, strict=True)] for pair in zip(*rows, strict=True)
+    ]
+    assert texts[0][0].endswith(likely) and int(got.length_QN[0, 0]) <= 4
+    for q in range(Q):
+        for n in range(N):
+            ended = bool(got.ended_QN[q, n])
+            assert ended == (likely in texts[q][n])
+            assert ended or int(got.length_QN[q, n]) == T
+            assert likely not in texts[q][n][:-1]
+            assert not np.asarray(got.tokens_QNT[q, n, int(got.length_QN[q, n]) :]).any()
+
+
+def test_one_batch_holds_greedy_and_sampled_rows_and_settings_do_not_recompile():
+    step = jax.jit(partial(sample, GRAPH, N=N, T=T))
+    greedy = step(PARAMS, prompts(temperatures=[0.0] * N, stop=("ab",)))
+    mixed = step(PARAMS, prompts(temperatures=[1.0] * (N - 1) + [0.0], stop=("ab",), top_p=0.9, top_k=7))
+    assert equal_bits(greedy.tokens_QNT[:, -1], mixed.tokens_QNT[:, -1])
+    assert equal_bits(greedy.tokens_QNT[:, 0], greedy.tokens_QNT[:, 1])
+    assert not equal_bits(greedy.tokens_QNT[:, 0], mixed.tokens_QNT[:, 0])
+    assert step._cache_size() == 1
+
+
+def test_nothing_is_sampled_when_nothing_is_wanted():
+    asked = prompts()
+    got = sample_tiny(PARAMS, replace(asked, wanted=jnp.asarray(False)))
+    assert not np.asarray(got.tokens_QNT).any() and not np.asarray(got.ended_QN).any()
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), got) == jax.tree.map(lambda x: (x.shape, x.dtype), rollouts())

@@ -1,0 +1,126 @@
+"""The compiled step: fused against separate, sharded against one device, and what it may never do."""
+
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import (
+    TINY,
+    N,
+    Q,
+    T,
+    equal_bits,
+    graph,
+    mesh_of,
+    not_learning,
+    params,
+    place,
+    prompts,
+    rollouts,
+    state,
+    tiny_config,
+    votes,
+)
+
+from jaxselftrain.rollouts import token_noise
+from jaxselftrain.sharding import named
+from jaxselftrain.step import compile_sample, compile_step, make_transform
+from jaxselftrain.update import learn
+
+MESHES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if 8 % (data * fsdp) == 0]
+UPDATE = {"kl_coefficient": 0.1, "kl_in": "loss"}
+
+
+@cache
+def program_of(mesh_shape):
+    data, fsdp, tensor = mesh_shape
+    config = tiny_config(update=UPDATE, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
+    mesh = mesh_of(config, data * fsdp * tensor)
+    return config, mesh, compile_step(graph(mesh), config, TINY, mesh)
+
+
+def run_once(mesh_shape=(1, 1, 1), *, learning=True):
+    config, mesh, program = program_of(mesh_shape)
+    decided = votes() if learning else not_learning(votes())
+    return program(state(config, mesh, reference=params(seed=5)), *place(mesh, rollouts(), decided, prompts()))
+
+
+def test_fused_is_update_then_sample_bit_for_bit():
+    config, mesh, _ = program_of((1, 1, 1))
+    policy = graph(mesh)
+    end, new, metrics = run_once()
+    start = state(config, mesh, reference=params(seed=5))
+    apart, apart_metrics = jax.jit(partial(learn, policy, make_transform(config), config))(start, rollouts(), votes())
+    again = compile_sample(policy, TINY, mesh, N=N, T=T)(apart.params, prompts())
+    assert equal_bits(end, apart) and equal_bits(new, again) and equal_bits(metrics, apart_metrics)
+
+
+def test_without_learning_the_state_comes_back_unchanged():
+    config, mesh, _ = program_of((1, 1, 1))
+    end, new, metrics = run_once(learning=False)
+    assert equal_bits(end, state(config, mesh, reference=params(seed=5)))
+    assert not any(np.asarray(x).any() for x in metrics.values())
+    assert np.asarray(new.length_QN).min() >= 1
+
+
+@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
+def test_eight_devices_make_the_same_step_as_one(mesh_shape):
+    whole_state, _, whole_metrics = run_once()
+    many_state, _, many_metrics = run_once(mesh_shape)
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(many_metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    moment = whole_state.moments[1][0].mu["w_down_LFD"]
+    np.testing.assert_allclose(many_state.moments[1][0].mu["w_down_LFD"], moment, atol=1e-6)
+    sampled, again = run_once(learning=False)[1], run_once(mesh_shape, learning=False)[1]
+    assert equal_bits(sampled.tokens_QNT, again.tokens_QNT)
+    np.testing.assert_allclose(sampled.logp_QNT, again.logp_QNT, atol=1e-5)
+
+
+def test_weights_and_moments_are_spread_over_fsdp_and_tensor():
+    end, _, _ = run_once((2, 2, 2))
+    for tree in (end.params, end.moments[1][0].nu):
+        shard = tree["w_gate_LDF"].addressable_shards[0].data.shape
+        assert shard == (TINY.L, TINY.D // 2, TINY.F // 2)
+
+
+@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 4, 1)])
+def test_noise_is_bit_identical_on_any_mesh(mesh_shape):
+    config = tiny_config(mesh=dict(zip(("data", "fsdp", "tensor"), mesh_shape, strict=True)))
+    rows = named(mesh_of(config, 8), "rows")
+    noise = jax.jit(
+        lambda slots: token_noise(jnp.asarray([1, 0, 3], jnp.uint32), slots, N, 5), in_shardings=rows, out_shardings=rows
+    )
+    alone = token_noise(jnp.asarray([1, 0, 3], jnp.uint32), jnp.arange(Q), N, 5)
+    assert equal_bits(noise(jnp.arange(Q)), alone)
+
+
+def test_the_last_call_learns_and_samples_nothing():
+    config, mesh, program = program_of((1, 1, 1))
+    asked = replace(prompts(), wanted=jnp.asarray(False))
+    end, new, _ = program(state(config, mesh, reference=params(seed=5)), *place(mesh, rollouts(), votes(), asked))
+    assert int(end.count) == 1 and not np.asarray(new.tokens_QNT).any()
+
+
+def test_rollouts_and_state_are_donated():
+    config, mesh, program = program_of((1, 1, 1))
+    start, inputs = state(config, mesh, reference=params(seed=5)), place(mesh, rollouts(), votes(), prompts())
+    program(start, *inputs)
+    assert start.params["w_q_LDHK"].is_deleted() and inputs[0].tokens_QNT.is_deleted()
+    assert not inputs[2].tokens_QC.is_deleted()
+
+
+def test_compiled_step_has_no_host_callback_and_one_program_serves_all_flags():
+    config = tiny_config()
+    mesh = mesh_of(config)
+    program = compile_step(graph(mesh), config, TINY, mesh)
+    current, new = state(config, mesh), place(mesh, rollouts(), votes(), prompts())[0]
+    for index, (learning, wanted, top_k) in enumerate([(False, True, 0), (True, True, 5), (True, False, 0)]):
+        decided = votes() if learning else not_learning(votes())
+        asked = replace(prompts(draw=index, top_k=top_k), wanted=jnp.asarray(wanted))
+        current, new, _ = program(current, new, *place(mesh, rollouts(), decided, asked)[1:])
+    assert program._cache_size() == 1
+    lowered = program.lower(current, new, *place(mesh, rollouts(), votes(), prompts())[1:]).as_text()
+    assert "callback" not in lowered and "infeed" not in lowered

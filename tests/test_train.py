@@ -1,0 +1,209 @@
+"""The host loop: what a run leaves behind, resume after kills and signals, what gold answers may touch, and bad input."""
+
+import json
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from runs import command, lines, make_model, start, wait_for_step, without_times, write_config, write_questions
+
+from jaxselftrain import evaluate, loop
+from jaxselftrain.config import load_config
+from jaxselftrain.errors import UserError
+from jaxselftrain.train import train
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    make_model(folder / "model")
+    write_questions(folder / "train.jsonl", 30)
+    write_questions(folder / "held_out.jsonl", 6, start=28)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(home):
+    """A run that nothing interrupted."""
+    config = write_config(home)
+    code, out, err = command("train", str(config))
+    assert code == 0, err
+    return home / "run", out, err
+
+
+def final_weights(folder: Path, step: int = 6) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    return {name: np.asarray(value) for name, value in restored.state["params"].items()}
+
+
+def assert_same_run(folder: Path, whole: Path, *, but: tuple[str, ...] = ()) -> None:
+    def kept(rows):
+        return [{k: v for k, v in row.items() if k not in but} for row in without_times(rows)]
+
+    assert kept(lines(folder)) == kept(lines(whole))
+    assert kept(lines(folder, "responses.jsonl")) == kept(lines(whole, "responses.jsonl"))
+    ours, theirs = final_weights(folder), final_weights(whole)
+    assert ours.keys() == theirs.keys() and all(ours[name].tobytes() == theirs[name].tobytes() for name in ours)
+
+
+def test_a_finished_run_leaves_metrics_evaluations_a_summary_and_a_picture(finished):
+    folder, out, err = finished
+    rows = lines(folder)
+    assert [row["step"] for row in rows] == list(range(7))
+    assert [row["step"] for row in rows if "heldout/avg" in row] == [0, 3, 6]
+    assert all(np.isfinite([v for v in row.values() if v is not None]).all() for row in rows)
+    assert rows[1].keys() >= {"pseudo_reward", "entropy", "grad_norm", "true_accuracy", "sampler_gap", "device_seconds"}
+    assert "kl" not in rows[1]
+    assert max(row["sampler_gap"] for row in rows[1:]) < 1e-4
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["before"]["avg"] == rows[0]["heldout/avg"] and summary["after"]["maj"] == rows[6]["heldout/maj"]
+    assert summary["seconds"] > 0 and summary["steps"] == 6
+    assert (folder / "picture.png").stat().st_size > 10_000
+    facts = json.loads((folder / "environment.json").read_text())
+    assert facts["packages"]["jax"] == jax.__version__ and "cpu" in facts["devices"][0]
+    assert "2 training questions are held out" in err
+    assert str(folder / "picture.png") in out
+    assert list((folder / "tensorboard").iterdir())
+    assert {row["step"] for row in lines(folder, "responses.jsonl")} == set(range(1, 7))
+
+
+def test_a_second_start_finds_nothing_to_do(finished):
+    folder, *_ = finished
+    before = (folder / "metrics.jsonl").read_bytes()
+    code, _, err = command("train", str(folder.parent / "config.yaml"))
+    assert code == 0, err
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("step", "how"), [(3, signal.SIGKILL), (5, signal.SIGTERM)], ids=["killed", "terminated"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_never_had(home, finished, step, how, tmp_path):
+    arguments = ["train", str(home / "config.yaml"), f"train.folder={tmp_path / 'run'}"]
+    process = start(*arguments)
+    wait_for_step(tmp_path / "run", step, process)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=120)
+    if how == signal.SIGTERM:
+        assert process.returncode in (75, 0), err
+        if process.returncode == 75:
+            assert "resume with: jaxselftrain train" in err.splitlines()[-1] and "Traceback" not in err
+    code, _, err = command(*arguments)
+    assert code == 0, err
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_a_longer_run_is_the_shorter_one_continued(home, finished, tmp_path):
+    arguments = ["train", str(home / "config.yaml"), f"train.folder={tmp_path / 'run'}"]
+    assert command(*arguments, "train.steps=3", "mesh.data=-1")[0] == 0
+    code, _, err = command(*arguments)
+    assert code == 0 and "train.steps: 3 -> 6" in err and "mesh.data: -1 -> 1" in err
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_gold_answers_change_nothing_but_what_is_watched(home, finished, tmp_path):
+    write_questions(tmp_path / "poisoned.jsonl", 30, answer=lambda i: f"poison {i}")
+    code, _, err = command(
+        "train", str(home / "config.yaml"), f"train.folder={tmp_path / 'run'}", f"questions.path={tmp_path / 'poisoned.jsonl'}"
+    )
+    assert code == 0, err
+    watched = ("true_accuracy", "label_accuracy", "reward_accuracy")
+    assert_same_run(tmp_path / "run", finished[0], but=watched)
+    assert all(row["true_accuracy"] == 0 for row in lines(tmp_path / "run")[1:])
+
+
+def test_gold_labels_do_change_the_run_when_they_are_asked_for(home, finished, tmp_path):
+    arguments = ["train", str(home / "config.yaml"), f"train.folder={tmp_path / 'run'}", "reward.source=gold"]
+    assert command(*arguments)[0] == 0
+    rows = lines(tmp_path / "run")[1:]
+    assert [row["pseudo_reward"] for row in rows] == [row["true_accuracy"] for row in rows]
+    assert [row["pseudo_reward"] for row in rows] != [row["pseudo_reward"] for row in lines(finished[0])[1:]]
+
+
+EIGHT = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")  # in this process there are eight devices
+
+
+def config_in(home, tmp_path, *overrides):
+    return load_config(home / "config.yaml", [f"train.folder={tmp_path / 'run'}", *EIGHT, *overrides])
+
+
+def guarded(config, folder):
+    """The steps of a run; after start-up (reading weights, step 0) no implicit transfer is allowed."""
+    runs = train(config, folder, say=lambda text: None)
+    steps = [next(runs).step]
+    with jax.transfer_guard("disallow"):
+        return steps + [report.step for report in runs]
+
+
+def test_only_explicit_transfers_and_two_programs(home, finished, tmp_path, monkeypatch):
+    fetches, programs = [], []
+    real_get, real_step, real_sample = jax.device_get, loop.compile_step, evaluate.compile_sample
+    monkeypatch.setattr(jax, "device_get", lambda x: fetches.append(1) or real_get(x))
+    monkeypatch.setattr(loop, "compile_step", lambda *a, **k: programs.append(real_step(*a, **k)) or programs[-1])
+    monkeypatch.setattr(evaluate, "compile_sample", lambda *a, **k: programs.append(real_sample(*a, **k)) or programs[-1])
+    assert guarded(config_in(home, tmp_path, "evaluate.every=2"), tmp_path / "run") == list(range(7))
+    evaluations, batches = 4, 2
+    assert len(fetches) == 7 + evaluations * batches  # one a step, one a batch of evaluation, and nothing else
+    assert [program._cache_size() for program in programs] == [1, 1]
+
+
+def test_the_guard_would_catch_an_implicit_transfer(home, finished, tmp_path, monkeypatch):
+    real = loop.Loop._call
+
+    def planted(self, state, rollouts, votes, prompts, **flags):
+        state.count + np.ones(3, np.int32)  # a NumPy array slips onto the device
+        return real(self, state, rollouts, votes, prompts, **flags)
+
+    monkeypatch.setattr(loop.Loop, "_call", planted)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):
+        guarded(config_in(home, tmp_path), tmp_path / "run")
+
+
+def test_updates_with_nan_are_counted_and_then_stop_the_run(home, finished, tmp_path):
+    config = config_in(home, tmp_path, "optimizer.learning_rate=1e30", "runtime.bad_steps=2", "checkpoint.every=1")
+    seen = []
+    with pytest.raises(UserError, match=r"2 updates in a row had NaN or Inf .* last checkpoint is step \d"):
+        for report in train(config, tmp_path / "run", say=lambda text: None):
+            seen.append(report.metrics)
+    assert seen[-1]["bad_updates"] >= 1
+
+
+BAD = [
+    (["model.path=/nowhere/model"], "/nowhere/model"),
+    (["prompt.max_tokens=2"], "prompt.max_tokens"),
+    (["rollout.max_tokens=100000"], "rollout.max_tokens"),
+    (["rollout.questions=64"], "there are only"),
+    (["mesh.fsdp=3"], "mesh"),
+    (["questions.fields.answer=null", "reward.source=gold"], "reward.source = gold"),
+    (["questions.path=/nowhere/questions.jsonl"], "/nowhere/questions.jsonl"),
+    (["evaluate.questions.fields.answer=nothing"], "gold answer"),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"), BAD, ids=lambda value: value[0].split("=")[0] if isinstance(value, list) else None
+)
+def test_bad_input_is_one_sentence_and_leaves_no_checkpoint(home, finished, tmp_path, overrides, named):
+    with pytest.raises(UserError) as caught:
+        list(train(config_in(home, tmp_path, *overrides), tmp_path / "run", say=lambda text: None))
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_changed_fixed_field_is_refused_by_name_and_the_run_is_untouched(home, finished):
+    folder, *_ = finished
+    before = (folder / "config.yaml").read_bytes()
+    code, _, err = command("train", str(home / "config.yaml"), "vote.samples=8")
+    assert code == 2 and "vote.samples: 4 -> 8" in err and "Traceback" not in err
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_a_folder_of_other_things_is_refused(home, finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="holds other files"):
+        list(train(config_in(home, tmp_path), tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]

@@ -1,0 +1,202 @@
+"""The update: its gradient against the written-out objective, micro-batches, inner steps, storage and bad numbers."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, N, Q, T, equal_bits, graph, mesh_of, params, rollouts, state, tiny_config, votes
+
+from jaxselftrain.advantages import ESTIMATORS
+from jaxselftrain.model.policy import ready
+from jaxselftrain.step import make_transform
+from jaxselftrain.update import State, gradient, learn, make_batch, score, token_logp
+
+CLIPS = {"clip_low": 0.1, "clip_high": 0.2}
+
+
+def plain_gradient(config, weights, old_weights, reference, got, decided, *, dtype="float32"):
+    """The objective written out sample by sample, each prompt repeated for every sample, and jax.grad of that."""
+    settings = config.update
+    policy_graph = graph(compute_dtype=dtype)
+    B, long = Q * N, got.prompt_QC.shape[1] + T
+    whole = np.zeros((B, long), np.int32)
+    lengths = np.repeat(np.asarray(got.prompt_length_Q), N)
+    for row in range(B):  # each row is a prompt followed at once by its response, as if nothing were shared
+        prompt = np.asarray(got.prompt_QC[row // N, : lengths[row]])
+        whole[row, : lengths[row] + T] = [*prompt, *np.asarray(got.tokens_QNT[row // N, row % N])]
+    sizes = np.asarray(got.length_QN).reshape(-1)
+
+    def scores(weights):
+        policy = ready(policy_graph, weights)
+        hidden = policy.responses(whole[:, :1], jnp.ones(B, jnp.int32), whole[:, None, 1:])[:, 0]
+        at = lengths[:, None] - 1 + np.arange(T)
+        logits = policy.logits(jnp.take_along_axis(hidden, at[..., None], 1))
+        return token_logp(logits, got.tokens_QNT.reshape(B, T))
+
+    def objective(weights):
+        (new, entropies), (olds, _), (refs, _) = scores(weights), scores(old_weights), scores(reference)
+        terms, counted = [], []
+        for q in range(Q):
+            rewards, kept = [], []
+            for n in decided.chosen_QM[q]:
+                row = q * N + int(n)
+                logp, entropy, old, ref = (x[row, : sizes[row]] for x in (new, entropies, olds, refs))
+                old, ref = jax.lax.stop_gradient((old, ref))
+                reward = decided.reward_QN[q, int(n)]
+                if settings.kl_in == "reward":
+                    d = ref - old
+                    reward = reward - settings.kl_coefficient * decided.kl_weight_Q[q] * (jnp.exp(d) - 1 - d).sum()
+                rewards.append(reward)
+                kept.append((logp, entropy, old, ref, got.logp_QNT[q, int(n), : sizes[row]]))
+            advantages = ESTIMATORS[settings.estimator](jnp.stack(rewards)[None])[0]
+            for a, (logp, entropy, old, ref, behaviour) in zip(advantages, kept, strict=True):
+                ratio = jnp.exp(logp - old)
+                gain = jnp.minimum(ratio * a, jnp.clip(ratio, 1 - settings.clip_low, 1 + settings.clip_high) * a)
+                if settings.importance_cap is not None:
+                    gain = gain * jnp.minimum(jnp.exp(old - behaviour), settings.importance_cap)
+                if settings.kl_in == "loss":
+                    d = ref - logp
+                    gain = gain - settings.kl_coefficient * decided.kl_weight_Q[q] * (jnp.exp(d) - 1 - d)
+                terms.append((gain + settings.entropy_bonus * entropy).sum())
+                counted.append(len(logp))
+        if settings.aggregation == "token_mean":
+            return -sum(terms) / sum(counted)
+        if settings.aggregation == "sequence_mean":
+            return -sum(t / s for t, s in zip(terms, counted, strict=True)) / len(terms)
+        return -sum(terms) / (len(terms) * T)
+
+    return jax.grad(objective)(weights)
+
+
+def distance(a, b):
+    """Norm of the difference over the norm, of two gradients."""
+    pairs = [(np.asarray(a[name], np.float64), np.asarray(b[name], np.float64)) for name in a]
+    return np.sqrt(sum(((x - y) ** 2).sum() for x, y in pairs) / sum((y**2).sum() for _, y in pairs))
+
+
+def a_state(weights, reference=None):
+    return State(weights, None, jnp.int32(0), jnp.uint32(0), reference)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"estimator": "rloo", "aggregation": "token_mean", "kl_coefficient": 0.1, "kl_in": "reward"},
+        {"estimator": "grpo", "aggregation": "sequence_mean", "kl_coefficient": 0.1, "kl_in": "loss", "entropy_bonus": 0.01},
+        {"estimator": "dr_grpo", "aggregation": "constant", "importance_cap": 1.5, "samples": 3},
+    ],
+    ids=["rloo", "grpo", "dr_grpo"],
+)
+def test_the_fused_gradient_is_that_of_the_written_out_objective(update):
+    config = tiny_config(update=update, reference={"keep": "always"})
+    weights, reference = params(seed=0), params(seed=5)
+    got, decided = rollouts(), votes(chosen=[[2, 0, 3]] * Q if update.get("samples") else None)
+    batch = make_batch(config, got, decided)
+    ours, _ = jax.jit(partial(gradient, graph(), config))(a_state(weights, reference), batch)
+    assert distance(ours, plain_gradient(config, weights, weights, reference, got, decided)) < 2e-5
+
+
+def test_clipping_against_older_weights_is_the_written_out_objective():
+    config = tiny_config(update=CLIPS, reference={"keep": "always"})
+    weights, older = params(seed=0), jax.tree.map(lambda a, b: a + 0.1 * b, params(seed=0), params(seed=9))
+    got, decided = rollouts(), votes()
+    batch = make_batch(config, got, decided)
+    policy = graph()
+
+    @jax.jit
+    def ours(weights, older):
+        old_QMT, _ = score(ready(policy, older), batch)
+        return gradient(policy, config, a_state(weights, params(seed=5)), replace(batch, old_QMT=old_QMT))
+
+    grads, sums = ours(weights, older)
+    assert 0.02 < float(sums["clip_fraction"]) < 0.9
+    assert distance(grads, plain_gradient(config, weights, older, params(seed=5), got, decided)) < 2e-5
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
+@pytest.mark.parametrize(("micro", "dtype", "limit"), [(2, "float32", 1e-5), (32, "float64", 1e-6)])
+def test_micro_batches_add_up_to_the_full_gradient(aggregation, micro, dtype, limit):
+    with jax.enable_x64(dtype == "float64"):
+        update = {"aggregation": aggregation, "kl_coefficient": 0.1, "kl_in": "reward" if micro <= Q else "loss"}
+        one = tiny_config(update=update)
+        many = tiny_config(update=update | {"micro_batches": micro})
+        weights, reference = params(dtype=dtype), params(seed=5, dtype=dtype)
+        policy = graph(compute_dtype=dtype)
+
+        def of(config):
+            batch = make_batch(config, rollouts(), votes())
+            if micro > Q:  # a question's samples are split: its advantages come from outside
+                batch = replace(batch, advantage_QM=ESTIMATORS["rloo"](batch.reward_QM))
+            return jax.jit(partial(gradient, policy, config))(a_state(weights, reference), batch)
+
+        (full, full_sums), (parts, part_sums) = of(one), of(many)
+        assert distance(parts, full) < limit
+        for name, value in full_sums.items():
+            np.testing.assert_allclose(part_sums[name], value, rtol=1e-4, atol=1e-6)
+
+
+def updated(config, *, weights=None, got=None, reference=None):
+    mesh = mesh_of(config)
+    start = state(config, mesh, weights=weights, reference=reference)
+    run = jax.jit(partial(learn, graph(mesh, compute_dtype=config.model.compute_dtype), make_transform(config), config))
+    return start, *run(start, rollouts() if got is None else got, votes())
+
+
+@pytest.mark.parametrize("kl_in", ["reward", "loss"])
+def test_split_samples_and_separate_scoring_make_the_same_update(kl_in):
+    update = {"kl_coefficient": 0.2, "kl_in": kl_in}
+    reference = params(seed=5)
+    _, whole, _ = updated(tiny_config(update=update), reference=reference)
+    _, split, _ = updated(tiny_config(update=update | {"micro_batches": 2 * Q}), reference=reference)
+    for name in whole.params:
+        np.testing.assert_allclose(whole.params[name], split.params[name], atol=2e-4)
+    np.testing.assert_allclose(whole.moments[1][0].mu["w_q_LDHK"], split.moments[1][0].mu["w_q_LDHK"], atol=1e-6)
+
+
+def test_inner_epochs_and_minibatches_clip_and_count():
+    config = tiny_config(update={"epochs": 2, "minibatches": 4}, optimizer={"learning_rate": 3e-2})
+    start, end, metrics = updated(config)
+    assert int(end.count) == 8 and int(start.count) == 0
+    assert float(metrics["clip_fraction"]) > 0 and abs(float(metrics["ratio_mean"]) - 1) > 1e-3
+    once = updated(tiny_config())[2]
+    assert float(once["ratio_mean"]) == pytest.approx(1, abs=1e-6) and float(once["clip_fraction"]) == 0
+
+
+def test_an_update_with_nan_leaves_the_state_as_it_was():
+    weights = params()
+    weights["final_norm_D"] = weights["final_norm_D"].at[0].set(jnp.nan)
+    start, end, metrics = updated(tiny_config(), weights=weights)
+    assert float(metrics["bad_update"]) == 1
+    assert equal_bits(start, end)
+    _, moved, metrics = updated(tiny_config())
+    assert float(metrics["bad_update"]) == 0 and int(moved.count) == 1
+
+
+def test_the_reference_is_only_measured_where_it_is_kept():
+    reference = params(seed=5)
+    with_it = updated(tiny_config(reference={"keep": "always"}), reference=reference)
+    without = updated(tiny_config())
+    assert float(with_it[2]["kl"]) > 0 and "kl" not in without[2]
+    assert equal_bits(with_it[1].params, without[1].params)
+    assert equal_bits(with_it[1].reference, reference)
+
+
+def test_the_update_prefers_rewarded_responses():
+    config = tiny_config(optimizer={"learning_rate": 1e-3})
+    start, end, _ = updated(config)
+    batch = make_batch(config, rollouts(), votes())
+    better = score(ready(graph(), end.params), batch)[0] - score(ready(graph(), start.params), batch)[0]
+    gain_QM = (better * batch.mask_QMT).sum(-1)
+    assert float(gain_QM[batch.reward_QM == 1].mean()) > float(gain_QM[batch.reward_QM == 0].mean())
+
+
+def test_compute_in_bfloat16_keeps_float32_masters():
+    config = tiny_config(model={"compute_dtype": "bfloat16"})
+    _, end, metrics = updated(config)
+    assert {x.dtype for x in end.params.values()} == {jnp.dtype("float32")}
+    exact = updated(tiny_config())[2]
+    assert float(metrics["loss"]) == pytest.approx(float(exact["loss"]), abs=0.05)
+    assert TINY.shapes().keys() == end.params.keys() and N == 4

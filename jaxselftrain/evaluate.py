@@ -77,7 +77,7 @@ class Evaluator:
             T=parts.config.rollout.max_tokens,
         )
 
-    def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], None] = lambda count: None) -> Evaluation:
+    def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], object] = lambda count: None) -> Evaluation:
         """Samples every question; `tick` hears how many are done. The noise is the same at every call."""
         settings, total = self.parts.config.evaluate, len(self.questions.tokens)
         texts: list[str] = []

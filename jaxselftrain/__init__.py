@@ -11,7 +11,8 @@ The path of the data, in the order of the modules:
     advantages.py  reward_QN -> advantage_QN                         device
     update.py      rollouts, advantages -> new state                 device
     step.py        update, then sample: the one compiled program     device
-    train.py       the host loop; checkpoints.py and metrics.py keep what it leaves behind
+    loop.py        the host loop; checkpoints.py and metrics.py keep what it leaves behind
+    train.py       the loop with a progress bar, for the command line
 
 Arrays end in their dimension letters:
 

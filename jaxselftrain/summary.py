@@ -17,9 +17,9 @@ SUMMARY, PICTURE = "summary.json", "picture.png"
 
 
 def write_summary(folder: Path, *, seconds: float) -> dict[str, Any]:
-    """summary.json: held-out metrics before and after, the training metrics of the last step, and the seconds spent.
+    """summary.json: held-out metrics before and after, and seconds.
 
-    `seconds` is this process's wall time; a run that was resumed adds what the summary held before.
+    `seconds` is the wall time of the process that finished the run; `split` sums the seconds of all its steps.
     """
     lines = read_metrics(folder)
     evaluated = [line for line in lines if "heldout/avg" in line]

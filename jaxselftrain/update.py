@@ -85,7 +85,7 @@ def learn(
     def optimizer_step(state, index):
         minibatch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), minibatches)
         grads, sums = gradient(graph, config, state, minibatch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         state = jax.lax.cond(good, lambda s: _apply(transform, s, grads), lambda s: s, state)
         return state, sums | {"grad_norm": norm, "bad_update": 1.0 - good}

@@ -71,7 +71,13 @@ def test_gpu_passes_a_signal_on_once_and_waits_for_the_save(number, tmp_path):
         f'trap "echo signal >> {log}; sleep 0.5; echo saved >> {log}; exit 75" TERM INT\necho start >> {log}\n'
         "for _ in {1..100}; do sleep 0.1; done\n",
     )
-    process = subprocess.Popen([LAUNCH / "gpu.sh", "a.yaml"], env=environment(tmp_path / "venv"), start_new_session=True)
+    process = subprocess.Popen(
+        [LAUNCH / "gpu.sh", "a.yaml"],
+        env=environment(tmp_path / "venv"),
+        start_new_session=True,
+        # tests started in the background of a shell ignore SIGINT, and a shell cannot trap what it was born ignoring
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 10
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -312,7 +312,10 @@ class Loop:
         Q, N = fetched.length_QN.shape
         reading = self.voter.read(texts)
         keys = [list(reading.keys[q * N : (q + 1) * N]) for q in range(Q)]
-        votes = [vote(k, ties=config.vote.ties, denominator=config.vote.denominator) for k in keys]
+        settings = config.vote
+        votes = [
+            vote(k, ties=settings.ties, denominator=settings.denominator, opaque_may_win=settings.opaque_may_win) for k in keys
+        ]
         decided = feedback(
             keys,
             votes,

@@ -43,12 +43,12 @@ def avg_at_k(right_QN: np.ndarray) -> np.ndarray:
     return np.asarray(right_QN, float).mean(1)
 
 
-def maj_at_k(right_QN: np.ndarray, keys_QN: Sequence[Sequence[str | None]], *, ties: str) -> np.ndarray:
+def maj_at_k(right_QN: np.ndarray, keys_QN: Sequence[Sequence[str | None]], *, ties: str, opaque_may_win: bool) -> np.ndarray:
     """1 where the majority answer of the question's samples is right, 0 where it is wrong or there is none. [Q, N] -> [Q].
 
     A sample whose key is the majority's tells whether the majority is right: equal keys are equal answers.
     """
-    ballots = [vote(keys, ties=ties, denominator="valid") for keys in keys_QN]
+    ballots = [vote(keys, ties=ties, denominator="valid", opaque_may_win=opaque_may_win) for keys in keys_QN]
     winners = [
         None if ballot.majority is None else list(keys).index(ballot.majority)
         for keys, ballot in zip(keys_QN, ballots, strict=True)
@@ -118,6 +118,7 @@ def summarise(
     truncated_QN: np.ndarray,
     k: int,
     ties: str,
+    opaque_may_win: bool,
     seed: int,
 ) -> dict[str, Interval]:
     """avg, maj (over all N samples), pass (at k), no_answer and truncated of an evaluation, each with value, low, high.
@@ -130,7 +131,7 @@ def summarise(
     return intervals(
         {
             "avg": avg_at_k(right_QN),
-            "maj": maj_at_k(right_QN, keys_QN, ties=ties),
+            "maj": maj_at_k(right_QN, keys_QN, ties=ties, opaque_may_win=opaque_may_win),
             "pass": pass_at_k(right_QN, k),
             "no_answer": np.asarray([[key is None for key in keys] for keys in keys_QN], float).mean(1),
             "truncated": np.asarray(truncated_QN, float).mean(1),

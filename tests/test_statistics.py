@@ -53,13 +53,13 @@ def test_maj_at_k_votes_and_compares_the_label_with_gold(keys_QN):
         said = [key for key in keys if key is not None]
         label = max(said, key=lambda key: (said.count(key), -said.index(key))) if said else None
         want.append(float(label == "n:2"))
-    assert maj_at_k(right_QN, keys_QN, ties="first").tolist() == want
+    assert maj_at_k(right_QN, keys_QN, ties="first", opaque_may_win=True).tolist() == want
 
 
 def test_a_tie_that_abstains_is_not_right():
     keys_QN, right_QN = [["n:1", "n:2"]], np.asarray([[True, False]])
-    assert maj_at_k(right_QN, keys_QN, ties="first").tolist() == [1.0]
-    assert maj_at_k(right_QN, keys_QN, ties="abstain").tolist() == [0.0]
+    assert maj_at_k(right_QN, keys_QN, ties="first", opaque_may_win=True).tolist() == [1.0]
+    assert maj_at_k(right_QN, keys_QN, ties="abstain", opaque_may_win=True).tolist() == [0.0]
 
 
 def test_bootstrap_equals_a_plain_loop():
@@ -103,20 +103,26 @@ def test_summarise_equals_each_statistic_alone(Q, N, seed):
     keys_QN = random.choice(np.asarray([None, "n:1", "n:2"], object), (Q, N)).tolist()
     right_QN = np.asarray([[key == "n:1" for key in keys] for keys in keys_QN])
     truncated_QN = random.random((Q, N)) < 0.3
-    got = summarise(right_QN=right_QN, keys_QN=keys_QN, truncated_QN=truncated_QN, k=2, ties="first", seed=seed)
+    got = summarise(
+        right_QN=right_QN, keys_QN=keys_QN, truncated_QN=truncated_QN, k=2, ties="first", opaque_may_win=True, seed=seed
+    )
     assert got["avg"]["value"] == pytest.approx(right_QN.mean())
-    assert got["maj"]["value"] == pytest.approx(maj_at_k(right_QN, keys_QN, ties="first").mean())
+    assert got["maj"]["value"] == pytest.approx(maj_at_k(right_QN, keys_QN, ties="first", opaque_may_win=True).mean())
     assert got["pass"]["value"] == pytest.approx(pass_at_k(right_QN, 2).mean())
     assert got["no_answer"]["value"] == pytest.approx(np.mean([key is None for keys in keys_QN for key in keys]))
     assert got["truncated"]["value"] == pytest.approx(truncated_QN.mean())
     assert all(-1e-12 <= each["low"] <= each["high"] + 1e-12 <= 1 + 2e-12 for each in got.values())
-    again = summarise(right_QN=right_QN, keys_QN=keys_QN, truncated_QN=truncated_QN, k=2, ties="first", seed=seed)
+    again = summarise(
+        right_QN=right_QN, keys_QN=keys_QN, truncated_QN=truncated_QN, k=2, ties="first", opaque_may_win=True, seed=seed
+    )
     assert again == got
 
 
 def test_no_question_is_an_error():
     with pytest.raises(ValueError, match="no question"):
-        summarise(right_QN=np.zeros((0, 2)), keys_QN=[], truncated_QN=np.zeros((0, 2)), k=1, ties="first", seed=0)
+        summarise(
+            right_QN=np.zeros((0, 2)), keys_QN=[], truncated_QN=np.zeros((0, 2)), k=1, ties="first", opaque_may_win=True, seed=0
+        )
 
 
 def test_the_table_shows_every_number():

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxselftrain import voter as voter_module
+from jaxselftrain import worker_pool
 from jaxselftrain.answers import answer_key, extract
 from jaxselftrain.config import Answer, Vote
 from jaxselftrain.errors import UserError
@@ -133,11 +133,11 @@ def test_the_limit_is_for_each_response_not_for_the_batch():
 
 def test_equal_texts_are_read_once(monkeypatch):
     sent = []
-    send = voter_module._Worker.send
+    send = worker_pool._Worker.send
     monkeypatch.setattr(
-        voter_module._Worker, "send", lambda self, texts, seconds: (sent.extend(texts), send(self, texts, seconds))[1]
+        worker_pool._Worker, "send", lambda self, texts, seconds: (sent.extend(texts), send(self, texts, seconds))[1]
     )
-    monkeypatch.setattr(voter_module, "CACHED_TEXTS", 3)
+    monkeypatch.setattr(worker_pool, "CACHED_TEXTS", 3)
     with Voter(BOXED, Vote()) as voter:
         a, b, c, d = (f"\\boxed{{{i}}}" for i in "1234")
         assert voter.read([a, b, a, a]).keys == ["n:1", "n:2", "n:1", "n:1"] and sent == [a, b]
@@ -241,12 +241,12 @@ def test_workers_end_when_the_parent_is_killed(text):
 
 
 def test_a_worker_without_a_parent_ends_a_hanging_text_by_itself():
-    """The second net, for systems without PR_SET_PDEATHSIG: the alarm that the kernel delivers into a running C loop."""
+    """The second net, for systems without PR_SET_PDEATHSIG: the CPU limit, which the kernel enforces inside a running C loop."""
     process = subprocess.Popen([sys.executable, "-m", "jaxselftrain.voter_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     settings = {"answer": LINE.model_dump(), "seconds": 0.1, "parent": os.getpid()}
     process.stdin.write(json.dumps(settings).encode() + b"\n" + json.dumps([HANG]).encode() + b"\n")
     process.stdin.flush()
-    assert process.wait(timeout=10) == -signal.SIGALRM
+    assert process.wait(timeout=20) == -signal.SIGXCPU
     process.stdin.close()
     process.stdout.close()
 

@@ -53,10 +53,12 @@ def run_vote(*, file: Path, format: str | None, pattern: str | None, overrides: 
         raise UserError(f"--output {output}: the folder {output.parent} does not exist")
     questions = read_completions(config.questions)
     ballots = list(count_votes(questions, config))
-    Console().print(_table(ballots, title=str(file)))
+    Console().print(_table(ballots, title=file.name))
     given_up = sum(ballot.killed for ballot in ballots)
     if given_up:
-        print(f"{given_up} completions were given up: reading them took over vote.seconds = {config.vote.seconds:g} or broke it")
+        print(
+            f"completions given up: {given_up} (reading one took over vote.seconds = {config.vote.seconds:g} or broke the worker)"
+        )
     if output is not None:
         try:
             replace_text(output, "".join(json.dumps(_row(ballot)) + "\n" for ballot in ballots))

@@ -63,6 +63,7 @@ def serve(make_read: Callable[[dict[str, Any]], Callable[[str], Any]]) -> None:
     _follow(settings["parent"])
     read = make_read(settings)  # before the limits: they would keep Python from storing what it compiles on import
     _limit()
+    _allow_cpu(settings["seconds"])
     _reply(replies, "ready")
     for line in requests:
         _allow_cpu(settings["seconds"])

@@ -1,4 +1,4 @@
-"""The cross-check: a stand-in package for what may go wrong, and the real math-verify where it is installed."""
+"""The cross-check: a stand-in package for what may go wrong, and the real math-verify."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxselftrain import cross_check as module
-from jaxselftrain.cross_check import Judged, cross_check, require_math_verify
+from jaxselftrain.cross_check import CrossCheck, Judged, cross_check, require_math_verify
 from jaxselftrain.errors import UserError
 
 STAND_IN = """
@@ -75,7 +75,20 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
     assert "\nmath-verify = math-verify" in setup
 
 
-@pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed")
+def test_an_evaluation_carries_it_into_metrics_and_files(tmp_path):
+    from jaxselftrain.evaluate import Evaluation
+    from jaxselftrain.metrics import METRICS
+
+    row = {"id": "q", "gold": "1", "answer": "é", "samples": 2, "keys": True, "math_verify": False}
+    with_it = Evaluation({}, [{"id": "q"}], CrossCheck(compared=5, failed=1, differs=2, rows=[row]))
+    assert with_it.metrics() == {"heldout/cross_check_differs": 2, "heldout/cross_check_failed": 1}
+    assert set(with_it.metrics()) <= set(METRICS) and Evaluation({}, []).metrics() == {}
+    with_it.write(tmp_path, "step")
+    assert json.loads((tmp_path / "step.differences.jsonl").read_text()) == row
+    Evaluation({}, [{"id": "q"}]).write(tmp_path, "other")
+    assert not (tmp_path / "other.differences.jsonl").exists()
+
+
 def test_the_real_one_knows_mathematics():
     judged = [
         Judged("q", r"\frac{1}{2}", "0.5", True),

@@ -42,7 +42,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in (Path(__file__).parent.parent / "tests" / "data").glob("*.jsonl"):
         for line in path.read_text(encoding="utf-8").splitlines():
-            for text in json.loads(line).values():
+            row = json.loads(line)
+            for text in row.values() if isinstance(row, dict) else row:
                 if isinstance(text, str) and len(text) < 400:
                     data = b"\1" + text.encode("utf-8", "surrogatepass")  # odd: plain UTF-8
                     (folder / blake2b(data, digest_size=8).hexdigest()).write_bytes(data)

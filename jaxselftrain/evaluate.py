@@ -24,6 +24,7 @@ from jaxselftrain.config import Config, load_config, override_config, parse_conf
 from jaxselftrain.errors import UserError
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
+from jaxselftrain.resources import told_of_limits
 from jaxselftrain.run_folder import CONFIG, EVALUATIONS, replace_text
 from jaxselftrain.sharding import check_mesh
 from jaxselftrain.statistics import Interval, intervals, render, summarise
@@ -77,8 +78,8 @@ class Evaluator:
             T=parts.config.rollout.max_tokens,
         )
 
-    def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], object] = lambda count: None) -> Evaluation:
-        """Samples every question; `tick` hears how many are done. The noise is the same at every call."""
+    def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], object] = lambda done: None) -> Evaluation:
+        """Samples every question; `tick` hears how many are done so far. The noise is the same at every call."""
         settings, total = self.parts.config.evaluate, len(self.questions.tokens)
         texts: list[str] = []
         ended: list[np.ndarray] = []
@@ -91,7 +92,7 @@ class Evaluator:
             tokens_QNT, length_QN, ended_QN = jax.device_get((rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN))
             texts += self.parts.texts(tokens_QNT[:real], length_QN[:real])
             ended.append(ended_QN[:real])
-            tick(real)
+            tick(start + real)
         return self._judge(texts, np.concatenate(ended))
 
     def _judge(self, texts: list[str], ended_QN: np.ndarray) -> Evaluation:
@@ -148,16 +149,18 @@ def run_evaluation(
     run = Path(target) if (Path(target) / CONFIG).is_file() else None
     config = _evaluation_config(target, run, questions, samples, overrides, config_path)
     assert config.evaluate.questions is not None
+    questions_asked, answer_key = load_questions(config.evaluate.questions), load_answer_key(config.evaluate.questions)
     parts = open_parts(config, cache=None)
-    encoded = parts.encode(load_questions(config.evaluate.questions), config.evaluate.questions.too_long)
+    encoded = parts.encode(questions_asked, config.evaluate.questions.too_long)
     width = prompt_width(encoded.tokens)
     parts.check_context(width)
     check_mesh(parts.mesh, parts.architecture, evaluate__batch=config.evaluate.batch)
     params, name = _weights(parts, run)
     with Voter(config.answer, config.vote) as voter:
-        evaluator = Evaluator(parts, encoded, load_answer_key(config.evaluate.questions), voter, width)
-        with tqdm(total=len(encoded.tokens), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
-            evaluation = evaluator.run(params, tick=bar.update)
+        evaluator = Evaluator(parts, encoded, answer_key, voter, width)
+        limits = told_of_limits(out or Path(target), f"lower evaluate.batch (now {config.evaluate.batch}) or evaluate.samples")
+        with limits, tqdm(total=len(encoded.tokens), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
+            evaluation = evaluator.run(params, tick=lambda done: bar.update(done - bar.n))
     title = f"{target}: {len(encoded.tokens)} questions, k = {config.evaluate.samples}, T = {config.evaluate.temperature:g}"
     Console().print(render({name: evaluation.summary}, title=title))
     folder = out or (run / EVALUATIONS if run else None)

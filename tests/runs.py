@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import yaml
 from small_models import save_folder, torch_model
 
-TIMINGS = ("device_seconds", "voter_seconds", "host_seconds", "heldout/seconds", "tokens_per_second")
+TIMINGS = ("device_seconds", "voter_seconds", "host_seconds", "heldout/seconds", "tokens_per_second", "elapsed_seconds")
 
 
 def make_model(folder: Path) -> Path:
@@ -93,3 +94,12 @@ def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 def without_times(rows: list[dict]) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def final_weights(folder: Path, step: int = 6) -> dict[str, np.ndarray]:
+    """The weights in the checkpoint of a step."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    return {name: np.asarray(value) for name, value in restored.state["params"].items()}

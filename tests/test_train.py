@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import command, lines, make_model, start, wait_for_step, without_times, write_config, write_questions
+from runs import command, final_weights, lines, make_model, start, wait_for_step, without_times, write_config, write_questions
 
 from jaxselftrain import evaluate, loop
 from jaxselftrain.config import load_config
@@ -31,14 +31,6 @@ def finished(home):
     code, out, err = command("train", str(config))
     assert code == 0, err
     return home / "run", out, err
-
-
-def final_weights(folder: Path, step: int = 6) -> dict[str, np.ndarray]:
-    import orbax.checkpoint as ocp
-
-    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
-        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-    return {name: np.asarray(value) for name, value in restored.state["params"].items()}
 
 
 def assert_same_run(folder: Path, whole: Path, *, but: tuple[str, ...] = ()) -> None:

@@ -22,6 +22,7 @@ from jaxselftrain.assembly import EVALUATION, Parts, open_parts
 from jaxselftrain.checkpoints import checkpoint_params
 from jaxselftrain.config import Config, load_config, override_config, parse_config
 from jaxselftrain.errors import UserError
+from jaxselftrain.metrics import METRICS
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits
@@ -42,11 +43,11 @@ class Evaluation:
     rows: list[dict[str, Any]]  # one a question: every response with its answer, and whether it is right
 
     def metrics(self) -> dict[str, float]:
-        """The summary under its names in metrics.METRICS: heldout/avg, heldout/avg_low, heldout/avg_high, ..."""
+        """What of the summary has a name in metrics.METRICS: heldout/avg, heldout/avg_low, heldout/avg_high, ..."""
         out: dict[str, float] = {}
         for name, found in self.summary.items():
             out |= {f"heldout/{name}": found["value"], f"heldout/{name}_low": found["low"], f"heldout/{name}_high": found["high"]}
-        return out
+        return {name: value for name, value in out.items() if name in METRICS}
 
     def write(self, folder: Path, name: str) -> None:
         """NAME.json with the summary and NAME.jsonl with the responses."""

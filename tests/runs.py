@@ -27,6 +27,15 @@ def write_questions(path: Path, count: int, *, start: int = 0, answer=lambda i: 
     return path
 
 
+def make_home(folder: Path, *, questions: int, held_out: int, first_held_out: int, **sections) -> Path:
+    """`folder` with a model, training and held-out questions, and config.yaml."""
+    make_model(folder / "model")
+    write_questions(folder / "train.jsonl", questions)
+    write_questions(folder / "held_out.jsonl", held_out, start=first_held_out)
+    write_config(folder, **sections)
+    return folder
+
+
 def write_config(folder: Path, **sections) -> Path:
     """A config of a run that takes seconds; `sections` are laid over it, one level deep."""
     values: dict = {

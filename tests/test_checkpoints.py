@@ -11,8 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from runs import command, environment, final_weights, lines, make_model, start, wait_for_step, without_times, write_config
-from runs import write_questions as questions_file
+from runs import command, environment, final_weights, lines, make_home, start, wait_for_step, without_times
 
 from jaxselftrain import loop
 from jaxselftrain.config import load_config
@@ -41,12 +40,8 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    make_model(folder / "model")
-    questions_file(folder / "train.jsonl", 30)
-    questions_file(folder / "held_out.jsonl", 6, start=28)
-    write_config(folder, evaluate={"questions": None}, checkpoint={"every": 2, "keep": 10}, train={"steps": 5})
-    return folder
+    sections = {"evaluate": {"questions": None}, "checkpoint": {"every": 2, "keep": 10}, "train": {"steps": 5}}
+    return make_home(tmp_path_factory.mktemp("home"), questions=30, held_out=6, first_held_out=28, **sections)
 
 
 @pytest.fixture(scope="module")

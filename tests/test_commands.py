@@ -4,16 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from runs import command, lines, make_model, write_config, write_questions
+from runs import command, lines, make_home, write_questions
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     home = tmp_path_factory.mktemp("commands")
-    make_model(home / "model")
-    write_questions(home / "train.jsonl", 12)
-    write_questions(home / "held_out.jsonl", 6, start=20)
-    code, _, err = command("train", str(write_config(home, train={"steps": 2, "folder": str(home / "run")})))
+    make_home(home, questions=12, held_out=6, first_held_out=20, train={"steps": 2})
+    code, _, err = command("train", str(home / "config.yaml"))
     assert code == 0, err
     return home / "run"
 

@@ -107,6 +107,10 @@ def test_summarise_equals_each_statistic_alone(Q, N, seed):
     assert got["avg"]["value"] == pytest.approx(right_QN.mean())
     assert got["maj"]["value"] == pytest.approx(maj_at_k(right_QN, keys_QN, ties="first").mean())
     assert got["pass"]["value"] == pytest.approx(pass_at_k(right_QN, 2).mean())
+    right4, keys4 = np.tile(right_QN, (1, 4)), [keys * 4 for keys in keys_QN]
+    many = summarise(right_QN=right4, keys_QN=keys4, truncated_QN=truncated_QN, k=8, ties="first", seed=0)
+    assert [name for name in many if name.startswith("pass")] == ["pass_2", "pass_4", "pass"]
+    assert many["pass_4"]["value"] == pytest.approx(pass_at_k(right4, 4).mean())
     assert got["no_answer"]["value"] == pytest.approx(np.mean([key is None for keys in keys_QN for key in keys]))
     assert got["truncated"]["value"] == pytest.approx(truncated_QN.mean())
     assert all(-1e-12 <= each["low"] <= each["high"] + 1e-12 <= 1 + 2e-12 for each in got.values())

@@ -28,7 +28,7 @@ from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits
 from jaxselftrain.run_folder import CONFIG, EVALUATIONS, replace_text
 from jaxselftrain.sharding import check_mesh
-from jaxselftrain.statistics import Interval, intervals, render, summarise
+from jaxselftrain.statistics import Interval, intervals, render, scores
 from jaxselftrain.step import compile_sample
 from jaxselftrain.voter import Voter
 
@@ -103,21 +103,21 @@ class Evaluator:
         keys = [reading.keys[i : i + N] for i in range(0, len(texts), N)]
         ids = [question.id for question in self.questions.questions]
         right_QN = np.asarray([[bool(self.answer_key.is_right(i, key)) for key in row] for i, row in zip(ids, keys, strict=True)])
-        summary = summarise(
+        per_question = scores(
             right_QN=right_QN[:, :k],
             keys_QN=[row[:k] for row in keys],
             truncated_QN=~ended_QN[:, :k],
             k=k,
             ties=config.vote.ties,
-            seed=BOOTSTRAP_SEED,
         )
         if config.evaluate.greedy:
-            summary |= intervals({"greedy": right_QN[:, k]}, seed=BOOTSTRAP_SEED)
+            per_question["greedy"] = right_QN[:, k].astype(float)
         rows = [
             {
                 "id": question.id,
                 "question": question.text,
                 "gold": self.answer_key.gold(question.id),
+                "scores": {name: float(score_Q[q]) for name, score_Q in per_question.items()},
                 "responses": [
                     {
                         "text": texts[q * N + n],
@@ -131,7 +131,7 @@ class Evaluator:
             }
             for q, question in enumerate(self.questions.questions)
         ]
-        return Evaluation(summary, rows)
+        return Evaluation(intervals(per_question, seed=BOOTSTRAP_SEED), rows)
 
 
 def run_evaluation(

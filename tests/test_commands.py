@@ -63,3 +63,10 @@ def test_missing_steps_and_taken_folders_are_refused(run, tmp_path):
     assert code == 2 and "step 7" in err and not (tmp_path / "x").exists()
     code, _, err = command("export", str(tmp_path), str(tmp_path / "x"))
     assert code == 2 and "not a run folder" in err
+
+
+def test_compare_shows_and_draws_the_run(run, tmp_path):
+    code, out, err = command("compare", str(run), str(run), "--picture", str(tmp_path / "both.png"))
+    assert code == 0, err
+    assert out.count("avg@k") == 2 and str(tmp_path / "both.png") in out
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "both.png").stat().st_size > 20_000

@@ -31,7 +31,8 @@ app = typer.Typer(
         "- `jaxselftrain train configs/quickstart.yaml`\n\n"
         "- `jaxselftrain train configs/quickstart.yaml vote.samples=32 train.folder=runs/wide`\n\n"
         "- `jaxselftrain evaluate runs/quickstart --questions held_out.jsonl --samples 8`\n\n"
-        "- `jaxselftrain export runs/quickstart my-model`"
+        "- `jaxselftrain export runs/quickstart my-model`\n\n"
+        "- `jaxselftrain vote completions.jsonl --output votes.jsonl`"
     ),
     epilog=(
         "Settings: `jaxselftrain train CONFIG --print-config` shows every field with its value; jaxselftrain/config.py explains "
@@ -132,6 +133,25 @@ def export(
     from jaxselftrain.exporting import export_run
 
     export_run(run=run, out=out, step=step)
+
+
+@app.command(
+    epilog="Example: `jaxselftrain vote completions.jsonl --format hash --output votes.jsonl vote.ties=abstain`. A line of the "
+    'file: `{"id": "q1", "completions": ["so it is \\\\boxed{4}", "..."]}`'
+)
+def vote(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL file; each line holds id and completions.")],
+    overrides: Overrides = None,
+    format: Annotated[
+        str | None, typer.Option(help="Where the answer stands: boxed (default), hash, first_line, last_line, letter or regex.")
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="Regular expression whose first group is the answer.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSONL file for the votes, with a reward for each completion.")] = None,
+) -> None:
+    """Vote on completions from any source: the majority answer of each question and its share."""
+    from jaxselftrain.vote_file import run_vote
+
+    run_vote(file=file, format=format, pattern=pattern, overrides=tuple(overrides or ()), output=output)
 
 
 @app.command(epilog="Example: `jaxselftrain compare runs/quickstart runs/quickstart-random --picture compared.png`")

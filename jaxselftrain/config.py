@@ -157,6 +157,9 @@ class Vote(Section):
     denominator: Literal["valid", "all"] = Field(
         "valid", description="majority share is taken of valid answers, or of all samples"
     )
+    opaque_may_win: bool = Field(
+        False, description="an answer too long, deep, large or strange to be understood can be the majority, as its exact text"
+    )
     workers: int = _free(1, "voter processes on each host", ge=1)
     seconds: Real = Field(2.0, gt=0, description="wall-clock limit for reading one response's answer; past it, no vote")
 
@@ -226,6 +229,9 @@ class Evaluate(Section):
     temperature: Real = Field(1.0, ge=0, description="sampling temperature of evaluation")
     top_p: Real = Field(1.0, gt=0, le=1, description="top-p of evaluation")
     greedy: bool = Field(True, description="also report greedy accuracy")
+    cross_check: Literal["math_verify"] | None = _free(
+        None, "also judge the answers by the package math-verify and report where it disagrees; null: off"
+    )
     allow_overlap: bool = Field(False, description="keep training questions that are evaluated on (test-time training)")
 
 

@@ -21,6 +21,7 @@ from jaxselftrain.answer_key import AnswerKey, load_answer_key
 from jaxselftrain.assembly import EVALUATION, Parts, open_parts
 from jaxselftrain.checkpoints import checkpoint_params
 from jaxselftrain.config import Config, load_config, override_config, parse_config
+from jaxselftrain.cross_check import CrossCheck, Judged, cross_check, require_math_verify
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS
 from jaxselftrain.prompts import Encoded, prompt_width
@@ -41,20 +42,26 @@ class Evaluation:
 
     summary: dict[str, Interval]  # metric -> value, low, high (95% bootstrap interval over questions)
     rows: list[dict[str, Any]]  # one a question: every response with its answer, and whether it is right
+    cross_check: CrossCheck | None = None  # only with evaluate.cross_check
 
     def metrics(self) -> dict[str, float]:
         """What of the summary has a name in metrics.METRICS: heldout/avg, heldout/avg_low, heldout/avg_high, ..."""
         out: dict[str, float] = {}
         for name, found in self.summary.items():
             out |= {f"heldout/{name}": found["value"], f"heldout/{name}_low": found["low"], f"heldout/{name}_high": found["high"]}
+        if self.cross_check is not None:
+            out["heldout/cross_check_differs"] = self.cross_check.differs
+            out["heldout/cross_check_failed"] = self.cross_check.failed
         return {name: value for name, value in out.items() if name in METRICS}
 
     def write(self, folder: Path, name: str) -> None:
-        """NAME.json with the summary and NAME.jsonl with the responses."""
+        """NAME.json with the summary, NAME.jsonl with the responses, NAME.differences.jsonl with what the cross-check found."""
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row, ensure_ascii=False) for row in self.rows]
         replace_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
         replace_text(folder / f"{name}.json", json.dumps(self.summary, indent=2) + "\n")
+        if self.cross_check is not None:
+            replace_text(folder / f"{name}.differences.jsonl", self.cross_check.jsonl())
 
 
 class Evaluator:
@@ -67,6 +74,8 @@ class Evaluator:
                 f"{len(missing)} evaluation questions have no gold answer (first: {missing[0]}); "
                 "set evaluate.questions.fields.answer"
             )
+        if parts.config.evaluate.cross_check == "math_verify":
+            require_math_verify()
         self.parts, self.questions, self.answer_key, self.voter, self.width = parts, questions, answer_key, voter, width
         settings = parts.config.evaluate
         temperatures = [settings.temperature] * settings.samples + [0.0] * settings.greedy
@@ -109,6 +118,7 @@ class Evaluator:
             truncated_QN=~ended_QN[:, :k],
             k=k,
             ties=config.vote.ties,
+            opaque_may_win=config.vote.opaque_may_win,
         )
         if config.evaluate.greedy:
             per_question["greedy"] = right_QN[:, k].astype(float)
@@ -131,7 +141,19 @@ class Evaluator:
             }
             for q, question in enumerate(self.questions.questions)
         ]
-        return Evaluation(intervals(per_question, seed=BOOTSTRAP_SEED), rows)
+        return Evaluation(intervals(per_question, seed=BOOTSTRAP_SEED), rows, self._cross_check(rows))
+
+    def _cross_check(self, rows: list[dict[str, Any]]) -> CrossCheck | None:
+        config = self.parts.config
+        if config.evaluate.cross_check is None:
+            return None
+        judged = [
+            Judged(row["id"], row["gold"], response["answer"], response["right"])
+            for row in rows
+            for response in row["responses"]
+            if response["answer"] is not None
+        ]
+        return cross_check(judged, workers=config.vote.workers)
 
 
 def run_evaluation(
@@ -164,6 +186,9 @@ def run_evaluation(
             evaluation = evaluator.run(params, tick=lambda done: bar.update(done - bar.n))
     title = f"{target}: {len(encoded.tokens)} questions, k = {config.evaluate.samples}, T = {config.evaluate.temperature:g}"
     Console().print(render({name: evaluation.summary}, title=title))
+    checked = evaluation.cross_check
+    if checked is not None:
+        print(f"math-verify judges {checked.differs} of {checked.compared} answers differently; it failed on {checked.failed}")
     folder = out or (run / EVALUATIONS if run else None)
     if folder is not None:
         label = name.replace(" ", "_") if out else f"{name.replace(' ', '_')}_command"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def judge(
     ids = [question.id for question in questions]
     reading = voter.read(texts)
     keys = [list(reading.keys[q * N : (q + 1) * N]) for q in range(Q)]
-    votes = [vote(k, ties=config.vote.ties, denominator=config.vote.denominator) for k in keys]
+    count = partial(vote, ties=config.vote.ties, denominator=config.vote.denominator, opaque_may_win=config.vote.opaque_may_win)
+    votes = [count(k) for k in keys]
     decided = feedback(
         keys,
         votes,

@@ -32,6 +32,7 @@ METRICS: dict[str, str] = {
     "majority_share": "Mean over questions of the share of answers that agree with the most frequent one (0 to 1).",
     "distinct_answers": "Mean number of different answers per question.",
     "no_answer_share": "Share of samples that state no answer in the configured format.",
+    "opaque_share": "Share of samples whose answer could not be understood and counts as its exact text alone.",
     "zero_variance_share": "Share of questions whose samples all got the same reward, and so teach nothing.",
     "dominant_answer_share": "Largest share of all samples, over different questions, that give one and the same answer; near 1 "
     "the policy answers every question alike.",
@@ -58,7 +59,8 @@ METRICS: dict[str, str] = {
     "voter_seconds": "Seconds spent reading and voting on the responses.",
     "host_seconds": "Seconds of the rest of the step on the host.",
     "elapsed_seconds": "Wall time of the run so far, start-up and compiling included, over all the processes that resumed it.",
-    "voter_kills": "Responses given up because reading their answer took longer than vote.seconds or broke the worker.",
+    "voter_kills": "Responses given up because reading their answer took longer than vote.seconds, needed too much memory "
+    "or failed.",
     # only where gold answers exist: to watch with, never to train on
     "true_accuracy": "Share of samples whose answer equals the gold answer; only with an answer key, and never used in training.",
     "label_accuracy": "Share of questions whose majority answer equals the gold answer; a question without a majority counts as "
@@ -71,6 +73,10 @@ METRICS: dict[str, str] = {
     "heldout/greedy": "Share of held-out questions answered right at temperature 0.",
     "heldout/no_answer": "Share of held-out samples that state no answer.",
     "heldout/truncated": "Share of held-out samples cut at the token limit.",
+    "heldout/cross_check_differs": "Held-out samples whose answer math-verify judges differently; only with "
+    "evaluate.cross_check.",
+    "heldout/cross_check_failed": "Held-out samples on which math-verify failed or took too long; only with "
+    "evaluate.cross_check.",
     "heldout/seconds": "Seconds the held-out evaluation took.",
 }
 METRICS |= {
@@ -120,6 +126,7 @@ def vote_metrics(
         "majority_share": float(np.mean([ballot.share for ballot in votes])),
         "distinct_answers": float(np.mean([len(ballot.classes) for ballot in votes])),
         "no_answer_share": 1 - answers.total() / samples,
+        "opaque_share": sum(ballot.opaque for ballot in votes) / samples,
         "zero_variance_share": float(np.mean(reward_QN.min(1) == reward_QN.max(1))),
         "dominant_answer_share": max(answers.values(), default=0) / samples,
         "response_length": float(np.mean(lengths_QN)),

@@ -43,12 +43,12 @@ def avg_at_k(right_QN: np.ndarray) -> np.ndarray:
     return np.asarray(right_QN, float).mean(1)
 
 
-def maj_at_k(right_QN: np.ndarray, keys_QN: Sequence[Sequence[str | None]], *, ties: str) -> np.ndarray:
+def maj_at_k(right_QN: np.ndarray, keys_QN: Sequence[Sequence[str | None]], *, ties: str, opaque_may_win: bool) -> np.ndarray:
     """1 where the majority answer of the question's samples is right, 0 where it is wrong or there is none. [Q, N] -> [Q].
 
     A sample whose key is the majority's tells whether the majority is right: equal keys are equal answers.
     """
-    ballots = [vote(keys, ties=ties, denominator="valid") for keys in keys_QN]
+    ballots = [vote(keys, ties=ties, denominator="valid", opaque_may_win=opaque_may_win) for keys in keys_QN]
     winners = [
         None if ballot.majority is None else list(keys).index(ballot.majority)
         for keys, ballot in zip(keys_QN, ballots, strict=True)
@@ -112,7 +112,13 @@ def paired_difference(before_Q: np.ndarray, after_Q: np.ndarray, *, seed: int) -
 
 
 def scores(
-    *, right_QN: np.ndarray, keys_QN: Sequence[Sequence[str | None]], truncated_QN: np.ndarray, k: int, ties: str
+    *,
+    right_QN: np.ndarray,
+    keys_QN: Sequence[Sequence[str | None]],
+    truncated_QN: np.ndarray,
+    k: int,
+    ties: str,
+    opaque_may_win: bool,
 ) -> dict[str, np.ndarray]:
     """Each question's avg, maj (over all N samples), pass (at k), no_answer and truncated, [Q] each.
 
@@ -124,7 +130,7 @@ def scores(
     curve = {f"pass_{2**power}": pass_at_k(right_QN, 2**power) for power in range(1, k.bit_length()) if 2**power < k}
     return {
         "avg": avg_at_k(right_QN),
-        "maj": maj_at_k(right_QN, keys_QN, ties=ties),
+        "maj": maj_at_k(right_QN, keys_QN, ties=ties, opaque_may_win=opaque_may_win),
         **curve,
         "pass": pass_at_k(right_QN, k),
         "no_answer": np.asarray([[key is None for key in keys] for keys in keys_QN], float).mean(1),

@@ -37,6 +37,14 @@ def test_evaluating_a_model_with_other_questions_and_samples(run, tmp_path):
     assert [row["id"] for row in rows] == [f"q{i}" for i in range(5)] and len(rows[0]["responses"]) == 4
 
 
+def test_a_cross_check_reports_where_math_verify_differs(run, tmp_path):
+    code, out, err = command("evaluate", str(run), "--out", str(tmp_path / "out"), "evaluate.cross_check=math_verify")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out" / "step_2.differences.jsonl").read_text().splitlines()]
+    responses = [r for row in lines(tmp_path / "out", "step_2.jsonl") for r in row["responses"] if r["answer"] is not None]
+    assert f"math-verify judges {sum(row['samples'] for row in rows)} of {len(responses)} answers differently" in out
+
+
 def test_the_exported_model_is_the_trained_one(run, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -77,6 +77,8 @@ def test_a_wrong_type_is_named_with_its_value(values, says):
 @pytest.mark.parametrize(
     "values, says",
     [
+        ({"vote": {"opaque_may_win": 2}}, "vote.opaque_may_win = 2: input should be a valid boolean"),
+        ({"evaluate": {"cross_check": "mathverify"}}, "evaluate.cross_check = 'mathverify': input should be 'math_verify'"),
         ({"vote": {"samples": 1}}, "vote.samples = 1: input should be greater than or equal to 2"),
         ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate = 0: input should be greater than 0"),
         ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate = inf: must be a finite number"),

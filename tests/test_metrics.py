@@ -32,14 +32,16 @@ def test_the_docs_show_every_metric_as_it_is_explained_here():
 @settings(deadline=None)
 @given(
     st.integers(1, 4).flatmap(
-        lambda N: st.lists(st.lists(st.sampled_from([None, "n:1", "n:2", "t:a"]), min_size=N, max_size=N), min_size=1, max_size=5)
+        lambda N: st.lists(
+            st.lists(st.sampled_from([None, "n:1", "n:2", "t:a", "o:b"]), min_size=N, max_size=N), min_size=1, max_size=5
+        )
     ),
     st.lists(st.sampled_from(["1", "2.0", "a", "?", None]), min_size=5, max_size=5),
 )
 def test_vote_metrics_equal_loops_over_samples(keys_QN, golds):
     Q, N = len(keys_QN), len(keys_QN[0])
     ids = [f"q{q}" for q in range(Q)]
-    votes = [vote(keys, ties="first", denominator="valid") for keys in keys_QN]
+    votes = [vote(keys, ties="first", denominator="valid", opaque_may_win=True) for keys in keys_QN]
     reward_QN = np.asarray([agreement(keys, ballot.majority) for keys, ballot in zip(keys_QN, votes, strict=True)], np.float32)
     lengths_QN, truncated_QN = np.arange(Q * N).reshape(Q, N), np.arange(Q * N).reshape(Q, N) % 3 == 0
     key = AnswerKey({id: gold for id, gold in zip(ids, golds, strict=False) if gold is not None})
@@ -51,8 +53,9 @@ def test_vote_metrics_equal_loops_over_samples(keys_QN, golds):
         "majority_share": sum(ballot.share for ballot in votes) / Q,
         "distinct_answers": sum(len({k for k in keys if k is not None}) for keys in keys_QN) / Q,
         "no_answer_share": everything.count(None) / (Q * N),
+        "opaque_share": everything.count("o:b") / (Q * N),
         "zero_variance_share": sum(len(set(rewards)) == 1 for rewards in reward_QN.tolist()) / Q,
-        "dominant_answer_share": max(everything.count(k) for k in ("n:1", "n:2", "t:a")) / (Q * N),
+        "dominant_answer_share": max(everything.count(k) for k in ("n:1", "n:2", "t:a", "o:b")) / (Q * N),
         "response_length": sum(range(Q * N)) / (Q * N),
         "truncated_share": sum(i % 3 == 0 for i in range(Q * N)) / (Q * N),
     }
@@ -75,7 +78,7 @@ def test_collapse_shows_as_one_dominant_answer():
     each_its_own = [[f"n:{q}"] * 4 for q in range(3)]
     shares = []
     for keys_QN in (one_for_all, each_its_own):
-        votes = [vote(keys, ties="first", denominator="valid") for keys in keys_QN]
+        votes = [vote(keys, ties="first", denominator="valid", opaque_may_win=True) for keys in keys_QN]
         zeros = np.zeros((3, 4))
         shares.append(vote_metrics(keys_QN, votes, np.ones((3, 4)), zeros, zeros, ["a", "b", "c"], None)["dominant_answer_share"])
     assert shares == [1.0, pytest.approx(1 / 3)]

@@ -18,7 +18,7 @@ KEYS_QN = st.integers(2, 6).flatmap(
 
 
 def given_feedback(keys_QN, *, source="vote", labels=None, ties="first", samples_trained=2, seed=0, step=0):
-    votes = [vote(keys, ties=ties, denominator="valid") for keys in keys_QN]
+    votes = [vote(keys, ties=ties, denominator="valid", opaque_may_win=True) for keys in keys_QN]
     ids = [f"q{i}" for i in range(len(keys_QN))]
     return feedback(keys_QN, votes, source=source, labels=labels, samples_trained=samples_trained, ids=ids, seed=seed, step=step)
 
@@ -27,7 +27,7 @@ def given_feedback(keys_QN, *, source="vote", labels=None, ties="first", samples
 def test_the_vote_rewards_those_who_agree_with_the_majority(keys_QN, ties):
     got = given_feedback(keys_QN, ties=ties)
     for q, keys in enumerate(keys_QN):
-        majority = vote(keys, ties=ties, denominator="valid").majority
+        majority = vote(keys, ties=ties, denominator="valid", opaque_may_win=True).majority
         for n, key in enumerate(keys):
             assert got.reward_QN[q, n] == (majority is not None and key == majority)
             assert got.kl_weight_Q[q] == (majority is not None)
@@ -106,7 +106,7 @@ def test_the_control_ignores_what_was_said():
 
 
 def test_lengths_must_fit():
-    votes = [vote(["n:1", "n:1"], ties="first", denominator="valid")]
+    votes = [vote(["n:1", "n:1"], ties="first", denominator="valid", opaque_may_win=True)]
     settings = {"source": "vote", "labels": None, "seed": 0, "step": 0}
     with pytest.raises(ValueError, match="do not fit"):
         feedback([["n:1", "n:1"]] * 2, votes, samples_trained=2, ids=["a", "b"], **settings)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxselftrain import voter as voter_module
+from jaxselftrain import voter_worker, worker_pool
 from jaxselftrain.answers import answer_key, extract
 from jaxselftrain.config import Answer, Vote
 from jaxselftrain.errors import UserError
@@ -133,11 +133,11 @@ def test_the_limit_is_for_each_response_not_for_the_batch():
 
 def test_equal_texts_are_read_once(monkeypatch):
     sent = []
-    send = voter_module._Worker.send
+    send = worker_pool._Worker.send
     monkeypatch.setattr(
-        voter_module._Worker, "send", lambda self, texts, seconds: (sent.extend(texts), send(self, texts, seconds))[1]
+        worker_pool._Worker, "send", lambda self, texts, seconds: (sent.extend(texts), send(self, texts, seconds))[1]
     )
-    monkeypatch.setattr(voter_module, "CACHED_TEXTS", 3)
+    monkeypatch.setattr(worker_pool, "CACHED_TEXTS", 3)
     with Voter(BOXED, Vote()) as voter:
         a, b, c, d = (f"\\boxed{{{i}}}" for i in "1234")
         assert voter.read([a, b, a, a]).keys == ["n:1", "n:2", "n:1", "n:1"] and sent == [a, b]
@@ -241,12 +241,12 @@ def test_workers_end_when_the_parent_is_killed(text):
 
 
 def test_a_worker_without_a_parent_ends_a_hanging_text_by_itself():
-    """The second net, for systems without PR_SET_PDEATHSIG: the alarm that the kernel delivers into a running C loop."""
+    """The second net, for systems without PR_SET_PDEATHSIG: the CPU limit, which the kernel enforces inside a running C loop."""
     process = subprocess.Popen([sys.executable, "-m", "jaxselftrain.voter_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     settings = {"answer": LINE.model_dump(), "seconds": 0.1, "parent": os.getpid()}
     process.stdin.write(json.dumps(settings).encode() + b"\n" + json.dumps([HANG]).encode() + b"\n")
     process.stdin.flush()
-    assert process.wait(timeout=10) == -signal.SIGALRM
+    assert process.wait(timeout=20) == -signal.SIGXCPU
     process.stdin.close()
     process.stdout.close()
 
@@ -256,6 +256,79 @@ def test_workers_import_neither_jax_nor_numpy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     code = "import sys, jaxselftrain.voter; print([m for m in ('jax', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_limits_are_set_in_every_worker():
+    with Voter(BOXED, Vote(seconds=20)) as voter:
+        voter.read(["1"])
+        assert wait_until(lambda: len(voter.pids()) == 2)
+        for pid in voter.pids():
+            limits = {line[:25].strip(): line[25:].split() for line in Path(f"/proc/{pid}/limits").read_text().splitlines()}
+            assert limits["Max address space"][:2] == [str(512 * 2**20)] * 2
+            assert limits["Max file size"][:2] == limits["Max core file size"][:2] == ["0", "0"]
+            assert 2 * 20 < int(limits["Max cpu time"][0]) < 2 * 20 + 30  # twice vote.seconds from what was used so far
+
+
+def test_a_warm_spare_takes_over_at_once(monkeypatch):
+    """A killed worker's successor is up before it is needed: the delay is the budget of the text and nothing more."""
+    with Voter(LINE, Vote(seconds=0.3)) as voter:
+        voter.read(["1"])
+        assert wait_until(lambda: len(voter.pids()) == 2)
+        spare = voter.pids()[1]
+        monkeypatch.setattr(worker_pool.WorkerPool, "_start", lambda self: None)  # no further worker can come up
+        start = time.monotonic()
+        got = voter.read([HANG, "2"])
+        assert (got.keys, got.killed) == ([None, "n:2"], 1)
+        assert 0.3 <= time.monotonic() - start < 3.0
+        assert voter.pids() == [spare]
+
+
+def test_the_answer_that_many_responses_share_is_parsed_once(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(voter_worker, "answer_key", lambda answer: (parsed.append(answer), answer_key(answer))[1])
+    read = voter_worker.reader({"answer": BOXED.model_dump()})
+    parsed.clear()  # the warm-up
+    assert [read(f"{i} \\boxed{{7}}") for i in range(3)] == [["7", "n:7"]] * 3 and read("?") == [None, None]
+    assert parsed == ["7"]
+
+
+def test_several_voters_in_one_process_and_nothing_printed(boxed_voter, capfd):
+    with Voter(Answer(format="hash"), Vote()) as other, Voter(LINE, Vote(seconds=0.3)) as third:
+        got = {}
+        threads = [
+            threading.Thread(target=lambda n=name, v=voter: got.update({n: v.read(["\\boxed{1}", "#### 2", "3", HANG]).keys}))
+            for name, voter in (("boxed", boxed_voter), ("hash", other), ("line", third))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    nothing = [None] * 4
+    assert got == {"boxed": ["n:1", *nothing[1:]], "hash": [None, "n:2", None, None], "line": [None, None, "n:3", None]}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_order_and_results_do_not_depend_on_the_number_of_workers():
+    texts = [f"\\boxed{{{i % 37}/{i % 11}}}" for i in range(500)] + ["no answer"] * 3
+    want = in_this_process(texts, BOXED)
+    for workers in (1, 3):
+        with Voter(BOXED, Vote(workers=workers)) as voter:
+            for batch in (texts, texts[::-1]):
+                got = voter.read(batch)
+                assert (got.answers, got.keys) == (want if batch is texts else (want[0][::-1], want[1][::-1]))
+
+
+def test_the_main_module_is_not_imported_again(tmp_path):
+    """As in a notebook or a script without `if __name__ == "__main__"`."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('imported', __name__)\n"
+        "from jaxselftrain.config import Answer, Vote\n"
+        "from jaxselftrain.voter import Voter\n"
+        "print(Voter(Answer(), Vote(workers=2)).read(['\\\\boxed{1}']).keys)\n"  # and not closed
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "imported __main__\n['n:1']\n"), done.stderr
 
 
 def test_workers_have_their_own_session_and_only_their_pipes(boxed_voter):

@@ -1,0 +1,156 @@
+"""Takes a JSONL file of completions from any source, gives the vote on each question: a table and, where wanted, JSONL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm.auto import tqdm
+
+from jaxselftrain.config import Config, Questions, override_config, parse_config
+from jaxselftrain.errors import UserError
+from jaxselftrain.rewards import agreement
+from jaxselftrain.run_folder import replace_text
+from jaxselftrain.sources import as_text, read_rows
+from jaxselftrain.voter import Voter
+from jaxselftrain.votes import Vote, vote
+
+TABLE_ROWS = 40  # questions shown; the output file holds all
+SHOWN_CHARACTERS = 60  # of an answer in the table
+
+
+class Completions(NamedTuple):
+    """One line of the file."""
+
+    id: str | int
+    texts: list[str]
+
+
+class Ballot(NamedTuple):
+    """The vote on one question."""
+
+    id: str | int
+    vote: Vote
+    answers: dict[str, str]  # key -> the first answer that has it, as it stands in its completion
+    keys: list[str | None]  # of each completion
+    killed: int  # completions given up because reading them took too long or broke the worker
+
+
+def run_vote(*, file: Path, format: str | None, pattern: str | None, overrides: tuple[str, ...], output: Path | None) -> None:
+    """`jaxselftrain vote`: prints a table, writes a line of JSON per question to `output`.
+
+    Raises UserError for settings as everywhere, and for a line that is no question with completions, by file and line.
+    """
+    config = _settings(file, format, pattern, overrides)
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; name a JSONL file whose lines hold id and completions")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: the folder {output.parent} does not exist")
+    questions = read_completions(config.questions)
+    ballots = list(count_votes(questions, config))
+    Console().print(_table(ballots, title=file.name))
+    given_up = sum(ballot.killed for ballot in ballots)
+    if given_up:
+        print(
+            f"completions given up: {given_up} (reading one took over vote.seconds = {config.vote.seconds:g} or broke the worker)"
+        )
+    if output is not None:
+        try:
+            replace_text(output, "".join(json.dumps(_row(ballot)) + "\n" for ballot in ballots))
+        except OSError as error:
+            raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
+        print(f"votes: {output}")
+
+
+def read_completions(source: Questions) -> list[Completions]:
+    """The questions of a JSONL file in order. Raises UserError with file and line."""
+    questions: list[Completions] = []
+    lines: dict[str, str] = {}
+    for where, values in read_rows(source):
+        for name in ("id", "completions"):
+            if name not in values:
+                raise UserError(f"{where}: there is no field {name}; a line holds id and completions, a list of strings")
+        texts = values["completions"]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where}: field completions must be a list of strings")
+        id = as_text(values["id"], where, "id")
+        if id in lines:
+            raise UserError(f"{where}: id {id[:80]!r} is also that of {lines[id]}; give each question one line")
+        lines[id] = where
+        questions.append(Completions(values["id"] if isinstance(values["id"], int) else id, texts))
+    return questions
+
+
+def count_votes(questions: list[Completions], config: Config) -> Iterator[Ballot]:
+    """The vote on each question, in order, with `config.answer` and `config.vote`."""
+    settings = config.vote
+    with Voter(config.answer, settings) as voter:
+        for id, texts in tqdm(questions, desc="voting", unit="question", dynamic_ncols=True, disable=None, leave=False):
+            reading = voter.read(texts)
+            answers: dict[str, str] = {}
+            for key, answer in zip(reading.keys, reading.answers, strict=True):
+                if key is not None and answer is not None:
+                    answers.setdefault(key, answer)
+            counted = vote(
+                reading.keys,
+                ties=settings.ties,
+                denominator=settings.denominator,
+                opaque_may_win=settings.opaque_may_win,
+            )
+            yield Ballot(id, counted, answers, reading.keys, reading.killed)
+
+
+def _settings(file: Path, format: str | None, pattern: str | None, overrides: tuple[str, ...]) -> Config:
+    values: dict[str, Any] = {"questions": {"source": "jsonl", "path": str(file)}, "answer": {}}
+    if format is not None or pattern is not None:
+        values["answer"] = {"format": format or "regex", "pattern": pattern}
+    return override_config(parse_config(values, "the command line"), overrides)
+
+
+def _row(ballot: Ballot) -> dict[str, Any]:
+    """One line of the output: all that another trainer needs, the reward of each completion included."""
+    counted = ballot.vote
+    return {
+        "id": ballot.id,
+        "majority": None if counted.majority is None else ballot.answers[counted.majority],
+        "key": counted.majority,
+        "share": counted.share,
+        "valid": counted.valid,
+        "opaque": counted.opaque,
+        "samples": counted.samples,
+        "killed": ballot.killed,
+        "classes": [{"key": key, "answer": ballot.answers[key], "count": count} for key, count in counted.classes],
+        "keys": ballot.keys,
+        "rewards": agreement(ballot.keys, counted.majority),
+    }
+
+
+def _table(ballots: list[Ballot], *, title: str) -> Table:
+    more = len(ballots) - TABLE_ROWS
+    table = Table(title=Text(printable(title)), caption=f"and {more} more questions" if more > 0 else None)
+    for name in ("question", "majority", "share", "votes", "answers", "no answer", "opaque"):
+        table.add_column(name, justify="left" if name in ("question", "majority") else "right", overflow="fold")
+    for ballot in ballots[:TABLE_ROWS]:
+        counted = ballot.vote
+        winner = counted.majority
+        table.add_row(
+            Text(printable(str(ballot.id))),
+            Text("-" if winner is None else printable(ballot.answers[winner])),
+            f"{counted.share:.2f}",
+            str(0 if winner is None else dict(counted.classes)[winner]),
+            str(len(counted.classes)),
+            str(counted.samples - counted.valid),
+            str(counted.opaque),
+        )
+    return table
+
+
+def printable(text: str) -> str:
+    """Untrusted text on one line for a terminal: what is not printable is written as its escape, long text is cut."""
+    cut = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)

@@ -287,7 +287,7 @@ class Atoms:
 
     def bracketed(self, opening: str) -> Tree:
         if opening == "{":
-            return self.inside("}", lambda: self.statement_side())
+            return self.inside("}", self.braced)
         if opening == r"\{":
             return self.inside("", self.set_or_builder)
         if opening == "|":
@@ -299,6 +299,20 @@ class Atoms:
         if opening not in ("(", "[", "]"):
             raise Strange(opening)
         return self.inside("", lambda: self.round_or_square(opening))
+
+    def braced(self) -> Tree:
+        r"""What plain braces hold: a group, \over, or, as Python writes a set, elements."""
+        tree = self.statement_side()
+        if self.token.value == "over":
+            self.take()
+            return ("mul", (tree,), (self.statement_side(),))
+        if self.token.value != ",":
+            return tree
+        items = [tree]
+        while self.token.value == ",":
+            self.take()
+            items.append(self.statement_side())
+        return ("set", tuple(items))
 
     def inside(self, closing: str, read: Any) -> Tree:
         """What `read` finds with the state of the brackets around it put aside."""

@@ -12,7 +12,7 @@ from jaxselftrain.answers.tokens import Strange, TooLarge
 
 _STARTS_FACTOR: Final = frozenset({"num", "sym", "const", "fn", "cmd", "begin"})
 _FACTOR_COMMANDS: Final = frozenset({"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "gcd", "lcm", "max", "min"})
-_UNIT_TEXT = re.compile(r"[A-Za-zµΩ°$¢ .,/()^{}0-9²³·'%-]*")
+_UNIT_TEXT = re.compile(r"[A-Za-zµΩ°$¢ ~.,/()^{}0-9²³·'%-]*")
 _WORDS = re.compile(r"[A-Za-z]+")
 
 
@@ -63,7 +63,7 @@ class Expressions(Atoms):
                 self.take()
                 left = _product(factors, divisors)
                 factors, divisors = [("fn", "mod", (left, self.power()))], []
-            elif self.token.kind in ("text", "unit", "word"):
+            elif self.token.kind in ("text", "unit", "word") or self.fraction_of_units():
                 tree = self.unit(_product(factors, divisors))
                 if self.starts_factor():
                     raise Strange("unit")
@@ -81,16 +81,24 @@ class Expressions(Atoms):
     def starts_factor(self) -> bool:
         token = self.token
         if token.kind == "op":
-            return (
-                token.value in ("(", "{")
-                or (token.value == "[" and not self.square)
-                or (token.value == "|" and not self.open_bars)
-            )
+            if token.value == "(":
+                return self.found[self.index + 1].value != "mod"
+            return token.value == "{" or (token.value == "[" and not self.square) or (token.value == "|" and not self.open_bars)
         return token.kind in _STARTS_FACTOR and (token.kind != "cmd" or token.value in _FACTOR_COMMANDS)
+
+    def fraction_of_units(self) -> bool:
+        r"""Whether a fraction such as \frac{\text{m}}{\text{s}} comes next."""
+        return self.token[:2] == ("cmd", "frac") and self.found[self.index + 2].kind in ("text", "unit")
 
     def unit(self, tree: Tree) -> Tree:
         """A number's unit, dropped; percent, degrees and words such as million change the value."""
         token = self.take()
+        if token.value == "frac":
+            for _ in range(2):
+                self.expect("{")
+                tree = self.unit(tree)
+                self.expect("}")
+            return tree
         words = token.value.partition(":")[2] if token.kind == "text" else token.value
         if not _UNIT_TEXT.fullmatch(words):
             raise Strange(words)

@@ -19,7 +19,7 @@ from jaxselftrain.answers.words import choice, has_control_characters, is_placeh
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,299})", re.ASCII)
 _HEX = re.compile(r"0[xXbBoO][0-9A-Fa-f]+")
-_TRAILING: Final = " .,;:"
+_TRAILING = re.compile(r"(?:(?<!\\)[.,;:\s])+\Z|\\\\\Z")  # but not the comma of a thin space
 
 
 def answer_key(answer: str) -> str | None:
@@ -49,7 +49,7 @@ def answer_key(answer: str) -> str | None:
             return words_key(text)
         if _HEX.fullmatch(text):
             raise Strange(text)
-        return tree_key(parse(text.rstrip(_TRAILING) or text), Budget())
+        return tree_key(parse(_TRAILING.sub("", text)), Budget())
     except Nothing:
         return None
     except Strange:

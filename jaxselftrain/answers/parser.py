@@ -81,7 +81,10 @@ class _Statements(Expressions):
             operators.append(self.take().value)
             sides.append(self.side())
             if operators[-1] == "equiv":
-                sides.append(self.modulus())
+                if sides[-1][:2] == ("fn", "mod"):  # a = b mod n, without brackets
+                    sides[-1:] = sides[-1][2]
+                else:
+                    sides.append(self.modulus())
         return sides[0] if not operators else ("rel", tuple(sides), tuple(operators))
 
     def modulus(self) -> Tree:
@@ -122,7 +125,9 @@ class _Statements(Expressions):
             self.take()
             return ("set", ())
         self.open_sets += 1
+        self.open_bars = 1  # a bar after the first element is "such that", not a factor |x|
         first = self.relation()
+        self.open_bars = 0
         if self.token.value in (":", "|"):
             self.take()
             condition = self.statements()

@@ -156,8 +156,10 @@ def _named(tree: Tree) -> str | None:
         capital, argument = tree[1]  # P(x) = ..., y(x) = ...
         if argument[0] == "sym" and argument[1] in ("x", "t", "n", "z") and capital[1] not in ("x", "t", "n", "z"):
             return f"{capital[1]}({argument[1]})"
-    if tree[0] == "mul" and len(tree[1]) == 2 and tree[1][0] == ("sym", "d") and tree[2][:1] and tree[2][0][0] == "mul":
-        return "d" + str(tree[1][1][1])  # \frac{dy}{dx} = ...
+    if tree[0] == "mul" and len(tree[1]) == len(tree[2]) == 1 and tree[1][0][0] == tree[2][0][0] == "mul":
+        top, bottom = tree[1][0][1], tree[2][0][1]  # \frac{dy}{dx} = ...
+        if top[0] == bottom[0] == ("sym", "d") and len(top) == len(bottom) == 2 and top[1][0] == bottom[1][0] == "sym":
+            return f"d{top[1][1]}/d{bottom[1][1]}"
     return None
 
 
@@ -173,7 +175,7 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
         if side[0] == "sym" and other[0] == "sym":
             first, second = sorted((side, other), key=lambda s: s[1])
             return second[1], first  # y = x and x = y alike
-        inner = side[0] == "mul" or side[0] == "app"
+        inner = side[0] in ("mul", "app")  # f(x) = x + 1 names the variable that it is about
         if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and side[-1] != other)):
             return name, other
     return None

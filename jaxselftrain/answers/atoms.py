@@ -163,7 +163,7 @@ class Atoms:
             self.token = self.found[self.index]
             return ("num", Fraction(int(token.value[0])))
         if self.token.kind == "num":
-            return ("num", Fraction(int(self.take().value)))
+            return ("num", _integer(self.take().value))
         return self.primary()
 
     def arguments(self, closing: str) -> tuple[Tree, ...]:

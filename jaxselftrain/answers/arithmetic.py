@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
 MAX_BITS: Final = 65_536  # of one exact integer: 5,000! has 54,000
-MAX_WORK: Final = 100_000  # about microseconds
-MAX_LOG: Final = 100_000  # of a many-digit number, either way: e^100000
+MAX_WORK: Final = 80_000  # about microseconds
+MAX_LOG: Final = 20_000  # of a many-digit number, either way: e^20000
 GAMMA_DIGITS: Final = 200  # the gamma function's tables for more cost a second
 
 ZERO: Final = Fraction(0)

@@ -13,17 +13,19 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from jaxselftrain.answers.arithmetic import ONE, ZERO, Arithmetic, Budget, Gauss, exact
-from jaxselftrain.answers.atoms import Tree
 from jaxselftrain.answers.functions import apply, nearest_fraction
-from jaxselftrain.answers.tokens import Nothing, Strange
+from jaxselftrain.answers.reader import Tree
+from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
 POINTS: Final = 5
 DIGITS: Final = (90, 150)  # the two precisions; they must agree to
 AGREED: Final = Fraction(1, 10**75)
 MORE_DIGITS: Final = (300, 600)  # where they don't: mostly a zero
 SIMPLE: Final = 10**40  # a fraction below this height is recognised, with this closeness:
+SIMPLE_BITS: Final = 134
 CLOSE: Final = Fraction(1, 10**115)
 KEPT_DIGITS: Final = 60
+MAX_TERMS: Final = 200  # of a sum or product
 
 
 class Approximate(NamedTuple):
@@ -60,6 +62,8 @@ def variables(tree: Tree) -> set[str]:
             continue
         if node[0] == "sym":
             found.add(node[1])
+        elif node[0] in ("sum", "prod"):
+            found |= variables(node[2]) | variables(node[3]) | (variables(node[4]) - {node[1][1]})
         else:
             if node[0] == "app":
                 found.add(node[1] + "()")
@@ -70,6 +74,15 @@ def variables(tree: Tree) -> set[str]:
 def holds(tree: Tree, *what: Any) -> bool:
     """Whether a node equal to one of `what` stands in the tree."""
     return tree in what or any(type(part) is tuple and part and holds(part, *what) for part in tree)
+
+
+def substitute(tree: Any, old: Tree, new: Tree) -> Any:
+    """The tree with every node `old` replaced."""
+    if tree == old:
+        return new
+    if type(tree) is not tuple:
+        return tree
+    return tuple(substitute(part, old, new) if type(part) is tuple else part for part in tree)
 
 
 class Walk:
@@ -111,10 +124,25 @@ class Walk:
             return +by.mp.pi if tree[1] == "pi" else +by.mp.e
         if kind == "matrix":
             return [[self.value(cell) for cell in row] for row in tree[1]]
+        if kind in ("sum", "prod"):
+            return self.series(tree)
         if kind == "app":
             arguments = ",".join(_text_of(self.value(argument), by) for argument in tree[2])
             return point(f"{tree[1]}({arguments})", self.k)
         raise Strange(kind)
+
+    def series(self, tree: Tree) -> Any:
+        """A sum or product over a range of integers."""
+        first, last = self.value(tree[2]), self.value(tree[3])
+        if not (type(first) is type(last) is Fraction and first.denominator == last.denominator == 1):
+            raise Strange("range")
+        if last - first > MAX_TERMS:
+            raise TooLarge("terms")
+        by, total = self.by, ZERO if tree[0] == "sum" else ONE
+        for k in range(first.numerator, last.numerator + 1):
+            term = self.value(substitute(tree[4], tree[1], ("num", Fraction(k))))
+            total = by.add(total, term) if tree[0] == "sum" else by.mul(total, term)
+        return total
 
     def power(self, base: Tree, exponent: Tree) -> Any:
         e = self.value(exponent)
@@ -145,6 +173,8 @@ def _recognised(value: Fraction, budget: Budget) -> Real:
     budget.spend(40)
     if not value:
         return ZERO
+    if abs(value.numerator.bit_length() - value.denominator.bit_length()) > SIMPLE_BITS:
+        return Approximate(value)
     simple = value.limit_denominator(SIMPLE)
     if abs(simple.numerator) < SIMPLE and abs(value - simple) <= abs(value) * CLOSE:
         return simple
@@ -207,7 +237,8 @@ def text(value: Real) -> str:
     exponent = round((size.numerator.bit_length() - size.denominator.bit_length()) * 0.30103)
     while True:  # from within one or two of the exponent to the one that leaves exactly KEPT_DIGITS
         shift = KEPT_DIGITS - exponent
-        whole = round(size * 10**shift) if shift >= 0 else round(size / 10**-shift)
+        top, bottom = size.numerator * 10 ** max(shift, 0), size.denominator * 10 ** max(-shift, 0)
+        whole = (2 * top + bottom) // (2 * bottom)
         if whole >= 10**KEPT_DIGITS:
             exponent += 1
         elif whole < 10 ** (KEPT_DIGITS - 1):

@@ -6,17 +6,20 @@ import re
 from fractions import Fraction
 from typing import Final
 
-from jaxselftrain.answers.atoms import Atoms, Tree
+from jaxselftrain.answers.brackets import Brackets
+from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tables import DEGREES, MULTIPLES, NOT_UNITS, PERCENT
 from jaxselftrain.answers.tokens import Strange, TooLarge
 
 _STARTS_FACTOR: Final = frozenset({"num", "sym", "const", "fn", "cmd", "begin"})
-_FACTOR_COMMANDS: Final = frozenset({"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "gcd", "lcm", "max", "min"})
+_FACTOR_COMMANDS: Final = frozenset(
+    {"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "sum", "prod", "gcd", "lcm", "max", "min"}
+)
 _UNIT_TEXT = re.compile(r"[A-Za-zµΩ°$¢ ~.,/()^{}0-9²³·'%-]*")
 _WORDS = re.compile(r"[A-Za-z]+")
 
 
-class Expressions(Atoms):
+class Expressions(Brackets):
     """Sums, products and powers of atoms."""
 
     # ------------------------------------------------------------------------------------------------- sums and products

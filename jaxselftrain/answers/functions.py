@@ -195,12 +195,20 @@ def _transpose(values: Sequence[Any], by: Arithmetic) -> Any:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
+def _conj(values: Sequence[Any], by: Arithmetic) -> Any:
+    (value,) = values
+    if type(value) is Fraction:
+        return value
+    return Gauss(value.re, -value.im) if type(value) is Gauss else by.mp.conj(by.number(value))
+
+
 _SPECIAL: Final[dict[str, Callable[[Sequence[Any], Arithmetic], Any]]] = {
     "log": _log,
     "ln": _ln,
     "abs": _abs,
     "floor": _floor,
     "ceil": _ceil,
+    "conj": _conj,
     "gcd": _gcd,
     "lcm": _lcm,
     "mod": _mod,

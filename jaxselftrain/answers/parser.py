@@ -76,7 +76,7 @@ class _Statements(Expressions):
         return items[0] if len(items) == 1 else ("list", tuple(items), tuple(separators))
 
     def relation(self) -> Tree:
-        sides, operators = [self.side()], []
+        sides, operators = [self.defined() or self.side()], []
         while self.token.kind == "op" and self.token.value in RELATIONS:
             operators.append(self.take().value)
             sides.append(self.side())
@@ -86,6 +86,25 @@ class _Statements(Expressions):
                 else:
                     sides.append(self.modulus())
         return sides[0] if not operators else ("rel", tuple(sides), tuple(operators))
+
+    def defined(self) -> Tree | None:
+        """The left side of a definition such as P(x) = or f^{-1}(x) =, whatever letter the function has; else nothing is read."""
+        start, token = self.index, self.token
+        if token.kind != "sym":
+            return None
+        self.take()
+        while (self.token.kind == "op" and self.token.value in ("^", "{", "-", "'", "}", "_")) or self.token.kind == "num":
+            self.take()
+        inverse = "".join(t.value for t in self.found[start + 1 : self.index])
+        names = []
+        while self.token.value in ("(", ",") and self.found[self.index + 1].kind == "sym":
+            names.append(self.found[self.index + 1].value)
+            self.take()
+            self.take()
+        if names and self.take().value == ")" and self.token.value == "=":
+            return ("app", token.value + inverse, tuple(("sym", name) for name in names))
+        self.back_to(start)
+        return None
 
     def modulus(self) -> Tree:
         r"""What follows \pmod, (mod or \mod; a congruence without one is strange."""

@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.atoms import HALF, Tree
-from jaxselftrain.answers.evaluate import settle, variables
-from jaxselftrain.answers.scalars import infinite, is_scalar, number_key, real_number, scalar_key, substitute
+from jaxselftrain.answers.atoms import HALF
+from jaxselftrain.answers.evaluate import settle, substitute, variables
+from jaxselftrain.answers.reader import Tree
+from jaxselftrain.answers.scalars import infinite, is_scalar, number_key, real_number, scalar_key
 from jaxselftrain.answers.tokens import Strange
 
 

@@ -8,14 +8,14 @@ from itertools import product
 from typing import Any, Final
 
 from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.atoms import Tree
 from jaxselftrain.answers.evaluate import POINTS, Complex, holds, point, settle, text, variables
+from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
 INFINITY: Final = ("const", "inf")
 IMAGINARY: Final = ("const", "i")
 MAX_SIGNS: Final = 4  # of ± in one item: sixteen values
-_SCALAR: Final = frozenset({"num", "sym", "const", "add", "mul", "neg", "pow", "fn", "app", "deg", "matrix"})
+_SCALAR: Final = frozenset({"num", "sym", "const", "add", "mul", "neg", "pow", "fn", "app", "deg", "matrix", "sum", "prod"})
 
 
 def is_scalar(tree: Tree) -> bool:
@@ -101,15 +101,6 @@ def real_number(tree: Tree, budget: Budget) -> Fraction | None:
     if type(value) is list or value[1] != 0:
         return None
     return value[0] if type(value[0]) is Fraction else value[0].value
-
-
-def substitute(tree: Any, old: Tree, new: Tree) -> Any:
-    """The tree with every node `old` replaced."""
-    if tree == old:
-        return new
-    if type(tree) is not tuple:
-        return tree
-    return tuple(substitute(part, old, new) if type(part) is tuple else part for part in tree)
 
 
 def signed(tree: Tree) -> list[Tree]:

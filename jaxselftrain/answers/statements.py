@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any, Final
 
 from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.atoms import Tree
-from jaxselftrain.answers.evaluate import POINTS, Approximate, settle, text, variables
+from jaxselftrain.answers.evaluate import POINTS, Approximate, settle, substitute, text, variables
+from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import (
     Region,
     intersection,
@@ -29,11 +29,11 @@ from jaxselftrain.answers.scalars import (
     real_number,
     scalar_key,
     signed,
-    substitute,
 )
 from jaxselftrain.answers.tokens import Strange
 from jaxselftrain.answers.words import words_key
 
+INTEGERS: Final = ("numbers", "Z")
 MIRROR: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
 
@@ -67,6 +67,9 @@ def tree_key(tree: Tree, budget: Budget) -> str:
 
 def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budget) -> str:
     """Values in any order; named values by their names; conditions joined by "or" and "and"."""
+    kept = tuple(item for item in items if not (item[0] == "rel" and item[2] == ("in",) and item[1][1] == INTEGERS))
+    if len(kept) == 1 and len(items) == 2:  # \frac{\pi}{4} + k\pi, k \in \mathbb{Z}
+        return tree_key(kept[0], budget)
     if any(_is_inequality(item) for item in items) or _are_intervals(items):
         return _conditions_key(items, separators, budget)
     named = [_assigned(item) for item in items]
@@ -152,10 +155,6 @@ def _named(tree: Tree) -> str | None:
         names = [_named(item) for item in tree[1]]
         if all(name is not None and not name.startswith("text ") for name in names):
             return f"({','.join(str(name) for name in names)})"
-    if tree[0] == "mul" and not tree[2] and len(tree[1]) == 2 and tree[1][0][0] == "sym":
-        capital, argument = tree[1]  # P(x) = ..., y(x) = ...
-        if argument[0] == "sym" and argument[1] in ("x", "t", "n", "z") and capital[1] not in ("x", "t", "n", "z"):
-            return f"{capital[1]}({argument[1]})"
     if tree[0] == "mul" and len(tree[1]) == len(tree[2]) == 1 and tree[1][0][0] == tree[2][0][0] == "mul":
         top, bottom = tree[1][0][1], tree[2][0][1]  # \frac{dy}{dx} = ...
         if top[0] == bottom[0] == ("sym", "d") and len(top) == len(bottom) == 2 and top[1][0] == bottom[1][0] == "sym":

@@ -36,8 +36,8 @@ SAME_LETTER: Final = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "p
 
 # Commands without a meaning of their own: dropped, with what follows left in place.
 SILENT: Final = frozenset(
-    "angle displaystyle textstyle scriptstyle large Large LARGE huge Huge normalsize small limits nolimits left right big Big bigg "
-    "Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bf rm it cal nobreak allowbreak mathstrut strut".split()
+    "angle displaystyle textstyle scriptstyle large Large LARGE huge Huge normalsize small limits nolimits left right big Big "
+    "bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bf rm it cal nobreak allowbreak mathstrut strut".split()
 )
 SPACES: Final = frozenset("quad qquad enspace thinspace space hfill".split())
 FONTS: Final = frozenset(

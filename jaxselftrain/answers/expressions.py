@@ -67,7 +67,10 @@ class Expressions(Brackets):
                 left = _product(factors, divisors)
                 factors, divisors = [("fn", "mod", (left, self.power()))], []
             elif self.token.kind in ("text", "unit", "word") or self.fraction_of_units():
+                start = self.index
                 tree = self.unit(_product(factors, divisors))
+                words = "".join(token.value.partition(":")[2] or token.value for token in self.found[start : self.index])
+                self.units.add(words.casefold().strip(" .").removesuffix("s"))
                 if self.starts_factor():
                     raise Strange("unit")
                 if self.token.value not in ("*", "/"):

@@ -53,7 +53,7 @@ def parse(text: str) -> Tree:
     if parser.token.value == "%":
         raise Nothing  # the rest of the line is a comment
     tree = parser.statements()
-    if parser.token.kind != "":
+    if parser.token.kind != "" or len(parser.units) > 1:  # 3 hours and 20 minutes are not {3, 20}
         raise Strange(parser.token.value)
     return tree
 

@@ -22,6 +22,7 @@ class Reader:
         self.index = 0
         self.token = found[0]
         self.depth = 0
+        self.units: set[str] = set()  # dropped after a number
         self.open_bars = 0
         self.open_sets = 0
         self.square = 0  # inside [ or ]: a further [ closes, as in ]0,1[

@@ -51,6 +51,7 @@ class Expressions(Brackets):
             self.take()
         factors: list[Tree] = [self.power()]
         divisors: list[Tree] = []
+        percents = 0
         if factors[0][0] in ("text", "reals"):
             return factors[0]
         while True:
@@ -62,6 +63,12 @@ class Expressions(Brackets):
                     self.take()
                 factor = self.power()
                 (factors if value == "*" else divisors).append(("neg", factor) if sign == "-" else factor)
+            elif value == "%":
+                self.take()
+                divisors.append(("num", Fraction(100)))
+                percents += 1
+                if self.starts_factor() or percents > 1:
+                    raise Strange("%")
             elif value == "mod":
                 self.take()
                 left = _product(factors, divisors)
@@ -145,11 +152,6 @@ class Expressions(Brackets):
             elif value == "!":
                 self.take()
                 tree = ("fn", "factorial", (tree,))
-            elif value == "%":
-                self.take()
-                if self.starts_factor():
-                    raise Strange("%")
-                tree = ("mul", (tree,), (("num", Fraction(100)),))
             elif value == "°":
                 self.take()
                 tree = ("deg", tree)

@@ -159,6 +159,9 @@ def _add_command(name: str, text: str, at: int, spaced: bool, found: list[Token]
     return at, False
 
 
+_WORDLIKE = re.compile(r"[A-Z][a-z]*[aeiou][a-z]*|[^\WaeiouA-Z][eiou][^\WaeiouA-Z]", re.ASCII)  # Bob, hen; but xyz, abx
+
+
 def kind_of_run(run: str) -> str:
     """What a run of two or more letters is: fn, const, unit, word or product (of one-letter symbols)."""
     small = run.casefold()
@@ -171,6 +174,8 @@ def kind_of_run(run: str) -> str:
     if small in UNITS:
         return "unit"
     if small in SHORT_WORDS:
+        return "word"
+    if len(run) == 3 and (_WORDLIKE.fullmatch(run) or len(set(run)) < 3):
         return "word"
     if len(run) <= 3 or all(ord(b) - ord(a) == 1 for a, b in pairwise(run)):
         return "product"

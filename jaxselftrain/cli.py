@@ -154,12 +154,21 @@ def vote(
     run_vote(file=file, format=format, pattern=pattern, overrides=tuple(overrides or ()), output=output)
 
 
-@app.command(epilog="Example: `jaxselftrain compare runs/quickstart runs/quickstart-random`")
-def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders that hold a summary.json.")]) -> None:
-    """Print one table of what finished runs measured before and after training."""
-    from jaxselftrain.compare import comparison
+@app.command(epilog="Example: `jaxselftrain compare runs/quickstart runs/quickstart-random --picture compared.png`")
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; the first is drawn in colour.")],
+    picture: Annotated[Path | None, typer.Option(help="PNG file for all the runs' curves in one picture.")] = None,
+) -> None:
+    """Print one table of what runs measured before and after training, and draw them in one picture."""
+    from rich.console import Console
 
-    typer.echo(comparison(runs), nl=False)
+    from jaxselftrain.compare import comparison
+    from jaxselftrain.plots import plot_run
+
+    Console().print(comparison(runs))
+    if picture is not None:
+        plot_run({str(run): run for run in runs}, picture, title=f"{runs[0]} and what it is compared with")
+        typer.echo(f"picture: {picture}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Takes finished run folders, gives one table: what each measured before and after training, and the difference."""
+"""Takes run folders, gives one table: what each measured before and after training, and whether the change may be chance."""
 
 from __future__ import annotations
 
@@ -6,39 +6,54 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
 from jaxselftrain.errors import UserError
+from jaxselftrain.run_folder import EVALUATIONS
+from jaxselftrain.statistics import CONFIDENCE, paired_difference
 
-SUMMARY = "summary.json"
+MEASURES = {"avg": "avg@k", "maj": "maj@k", "pass": "pass@k", "greedy": "greedy"}
+BOOTSTRAP_SEED = 0
 
 
-def comparison(runs: Sequence[Path]) -> str:
-    """A text table with a line per run and measure: before, after, change in percentage points.
+def comparison(runs: Sequence[Path]) -> Table:
+    """A rich table with a row per run and measure: before, after, and the change with its paired bootstrap interval, in percent.
 
-    The measures are those that a run's summary holds both before and after (avg, maj, greedy, ...), as a share of 0 to 1.
-    Raises UserError when a folder holds no readable summary.
+    Before and after are a run's first and last held-out evaluation. The interval resamples questions and takes each
+    question's own change, so how hard a question is cancels. Raises UserError when a folder does not hold two evaluations.
     """
-    lines = [("run", "measure", "before", "after", "change")]
+    table = Table(
+        caption=f"percent of held-out questions; in brackets the {CONFIDENCE:.0%} interval of the change, paired by question"
+    )
+    for name in ("run", "measure", "before", "after", "change"):
+        table.add_column(name, justify="left" if name in ("run", "measure") else "right")
     for run in runs:
-        before, after = _summary(run)
-        for measure in before:
-            first, last = before[measure], after.get(measure)
-            if isinstance(first, int | float) and isinstance(last, int | float):
-                lines.append((str(run), measure, f"{first:.3f}", f"{last:.3f}", f"{100 * (last - first):+.1f} points"))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    rows.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(rows) + "\n"
+        before, after = _scores(run)
+        shown = [name for name in MEASURES if all(name in score for score in (*before.values(), *after.values()))]
+        for name in shown:
+            first_Q, last_Q = (100 * np.asarray([score[name] for _, score in sorted(part.items())]) for part in (before, after))
+            change = paired_difference(first_Q, last_Q, seed=BOOTSTRAP_SEED)
+            interval = f"{change['value']:+.1f} \\[{change['low']:+.1f}, {change['high']:+.1f}]"
+            label = escape(str(run)) if name == shown[0] else ""
+            table.add_row(label, MEASURES[name], f"{first_Q.mean():.1f}", f"{last_Q.mean():.1f}", interval)
+        table.add_section()
+    return table
 
 
-def _summary(run: Path) -> tuple[dict, dict]:
-    path = run / SUMMARY
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        before, after = summary["before"], summary["after"]
-    except FileNotFoundError:
-        raise UserError(f"{run} holds no {SUMMARY}: it is no run folder, or its run has not finished") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} cannot be read as a run's summary; let the run finish again") from None
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        raise UserError(f"{path} holds no measurements before and after: the run had no evaluate.questions with answers")
-    return before, after
+def _scores(run: Path) -> list[dict[str, dict[str, float]]]:
+    """[before, after]: question id -> its score in each measure."""
+    files = sorted((run / EVALUATIONS).glob("step_??????.jsonl"))
+    if len(files) < 2:
+        raise UserError(f"{run} holds no held-out evaluation before and after training: it is no run folder, or has not finished")
+    found = []
+    for file in (files[0], files[-1]):
+        try:
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            found.append({row["id"]: row["scores"] for row in rows})
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{file} cannot be read as an evaluation; run the evaluation again") from None
+    if found[0].keys() != found[1].keys():
+        raise UserError(f"{files[0]} and {files[-1]} are about different questions, so their change cannot be told")
+    return found

@@ -23,11 +23,13 @@ from jaxselftrain.checkpoints import checkpoint_params
 from jaxselftrain.config import Config, load_config, override_config, parse_config
 from jaxselftrain.cross_check import CrossCheck, Judged, cross_check, require_math_verify
 from jaxselftrain.errors import UserError
+from jaxselftrain.metrics import METRICS
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
+from jaxselftrain.resources import told_of_limits
 from jaxselftrain.run_folder import CONFIG, EVALUATIONS, replace_text
 from jaxselftrain.sharding import check_mesh
-from jaxselftrain.statistics import Interval, intervals, render, summarise
+from jaxselftrain.statistics import Interval, intervals, render, scores
 from jaxselftrain.step import compile_sample
 from jaxselftrain.voter import Voter
 
@@ -43,14 +45,14 @@ class Evaluation:
     cross_check: CrossCheck | None = None  # only with evaluate.cross_check
 
     def metrics(self) -> dict[str, float]:
-        """The summary under its names in metrics.METRICS: heldout/avg, heldout/avg_low, heldout/avg_high, ..."""
+        """What of the summary has a name in metrics.METRICS: heldout/avg, heldout/avg_low, heldout/avg_high, ..."""
         out: dict[str, float] = {}
         for name, found in self.summary.items():
             out |= {f"heldout/{name}": found["value"], f"heldout/{name}_low": found["low"], f"heldout/{name}_high": found["high"]}
         if self.cross_check is not None:
             out["heldout/cross_check_differs"] = self.cross_check.differs
             out["heldout/cross_check_failed"] = self.cross_check.failed
-        return out
+        return {name: value for name, value in out.items() if name in METRICS}
 
     def write(self, folder: Path, name: str) -> None:
         """NAME.json with the summary, NAME.jsonl with the responses, NAME.differences.jsonl with what the cross-check found."""
@@ -86,8 +88,8 @@ class Evaluator:
             T=parts.config.rollout.max_tokens,
         )
 
-    def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], object] = lambda count: None) -> Evaluation:
-        """Samples every question; `tick` hears how many are done. The noise is the same at every call."""
+    def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], object] = lambda done: None) -> Evaluation:
+        """Samples every question; `tick` hears how many are done so far. The noise is the same at every call."""
         settings, total = self.parts.config.evaluate, len(self.questions.tokens)
         texts: list[str] = []
         ended: list[np.ndarray] = []
@@ -100,7 +102,7 @@ class Evaluator:
             tokens_QNT, length_QN, ended_QN = jax.device_get((rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN))
             texts += self.parts.texts(tokens_QNT[:real], length_QN[:real])
             ended.append(ended_QN[:real])
-            tick(real)
+            tick(start + real)
         return self._judge(texts, np.concatenate(ended))
 
     def _judge(self, texts: list[str], ended_QN: np.ndarray) -> Evaluation:
@@ -110,22 +112,22 @@ class Evaluator:
         keys = [reading.keys[i : i + N] for i in range(0, len(texts), N)]
         ids = [question.id for question in self.questions.questions]
         right_QN = np.asarray([[bool(self.answer_key.is_right(i, key)) for key in row] for i, row in zip(ids, keys, strict=True)])
-        summary = summarise(
+        per_question = scores(
             right_QN=right_QN[:, :k],
             keys_QN=[row[:k] for row in keys],
             truncated_QN=~ended_QN[:, :k],
             k=k,
             ties=config.vote.ties,
             opaque_may_win=config.vote.opaque_may_win,
-            seed=BOOTSTRAP_SEED,
         )
         if config.evaluate.greedy:
-            summary |= intervals({"greedy": right_QN[:, k]}, seed=BOOTSTRAP_SEED)
+            per_question["greedy"] = right_QN[:, k].astype(float)
         rows = [
             {
                 "id": question.id,
                 "question": question.text,
                 "gold": self.answer_key.gold(question.id),
+                "scores": {name: float(score_Q[q]) for name, score_Q in per_question.items()},
                 "responses": [
                     {
                         "text": texts[q * N + n],
@@ -139,7 +141,7 @@ class Evaluator:
             }
             for q, question in enumerate(self.questions.questions)
         ]
-        return Evaluation(summary, rows, self._cross_check(rows))
+        return Evaluation(intervals(per_question, seed=BOOTSTRAP_SEED), rows, self._cross_check(rows))
 
     def _cross_check(self, rows: list[dict[str, Any]]) -> CrossCheck | None:
         config = self.parts.config
@@ -170,16 +172,18 @@ def run_evaluation(
     run = Path(target) if (Path(target) / CONFIG).is_file() else None
     config = _evaluation_config(target, run, questions, samples, overrides, config_path)
     assert config.evaluate.questions is not None
+    questions_asked, answer_key = load_questions(config.evaluate.questions), load_answer_key(config.evaluate.questions)
     parts = open_parts(config, cache=None)
-    encoded = parts.encode(load_questions(config.evaluate.questions), config.evaluate.questions.too_long)
+    encoded = parts.encode(questions_asked, config.evaluate.questions.too_long)
     width = prompt_width(encoded.tokens)
     parts.check_context(width)
     check_mesh(parts.mesh, parts.architecture, evaluate__batch=config.evaluate.batch)
     params, name = _weights(parts, run)
     with Voter(config.answer, config.vote) as voter:
-        evaluator = Evaluator(parts, encoded, load_answer_key(config.evaluate.questions), voter, width)
-        with tqdm(total=len(encoded.tokens), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
-            evaluation = evaluator.run(params, tick=bar.update)
+        evaluator = Evaluator(parts, encoded, answer_key, voter, width)
+        limits = told_of_limits(out or Path(target), f"lower evaluate.batch (now {config.evaluate.batch}) or evaluate.samples")
+        with limits, tqdm(total=len(encoded.tokens), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
+            evaluation = evaluator.run(params, tick=lambda done: bar.update(done - bar.n))
     title = f"{target}: {len(encoded.tokens)} questions, k = {config.evaluate.samples}, T = {config.evaluate.temperature:g}"
     Console().print(render({name: evaluation.summary}, title=title))
     checked = evaluation.cross_check

@@ -58,7 +58,9 @@ METRICS: dict[str, str] = {
     "device_seconds": "Seconds the host waited for sampling and update.",
     "voter_seconds": "Seconds spent reading and voting on the responses.",
     "host_seconds": "Seconds of the rest of the step on the host.",
-    "voter_kills": "Responses given up because reading their answer took over vote.seconds, needed too much memory or failed.",
+    "elapsed_seconds": "Wall time of the run so far, start-up and compiling included, over all the processes that resumed it.",
+    "voter_kills": "Responses given up because reading their answer took longer than vote.seconds, needed too much memory "
+    "or failed.",
     # only where gold answers exist: to watch with, never to train on
     "true_accuracy": "Share of samples whose answer equals the gold answer; only with an answer key, and never used in training.",
     "label_accuracy": "Share of questions whose majority answer equals the gold answer; a question without a majority counts as "

@@ -74,6 +74,8 @@ def _draw(axis, names: Mapping[str, tuple[str, str]], run: list[dict[str, float]
             continue
         steps, values = [step for step, _, _ in points], [value for _, value, _ in points]
         look: dict = {"color": colour, "label": label, "linewidth": 2.2, "zorder": 3}
+        if name == "majority_share":  # pale and broad: the pseudo-reward of a vote is this very line, and must be seen on it
+            look |= {"linewidth": 6, "alpha": 0.5, "zorder": 2.8}
         if other is not None:
             look = {
                 "color": other[1],

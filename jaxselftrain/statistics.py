@@ -111,7 +111,7 @@ def paired_difference(before_Q: np.ndarray, after_Q: np.ndarray, *, seed: int) -
     return intervals({"difference": after_Q - before_Q}, seed=seed)["difference"]
 
 
-def summarise(
+def scores(
     *,
     right_QN: np.ndarray,
     keys_QN: Sequence[Sequence[str | None]],
@@ -119,25 +119,23 @@ def summarise(
     k: int,
     ties: str,
     opaque_may_win: bool,
-    seed: int,
-) -> dict[str, Interval]:
-    """avg, maj (over all N samples), pass (at k), no_answer and truncated of an evaluation, each with value, low, high.
+) -> dict[str, np.ndarray]:
+    """Each question's avg, maj (over all N samples), pass (at k), no_answer and truncated, [Q] each.
 
-    right_QN: bool, whether the sample's answer equals gold; keys_QN: the samples' answer keys. One bootstrap serves all
-    five, so their intervals belong to the same resampled questions. Raises ValueError without questions or for k > N.
+    Between them stand pass_2, pass_4, ... at the powers of two below k. right_QN: bool, whether the sample's answer equals
+    gold; keys_QN: the samples' answer keys. Raises ValueError without questions or for k > N.
     """
     if not len(keys_QN):
         raise ValueError("no question to evaluate")
-    return intervals(
-        {
-            "avg": avg_at_k(right_QN),
-            "maj": maj_at_k(right_QN, keys_QN, ties=ties, opaque_may_win=opaque_may_win),
-            "pass": pass_at_k(right_QN, k),
-            "no_answer": np.asarray([[key is None for key in keys] for keys in keys_QN], float).mean(1),
-            "truncated": np.asarray(truncated_QN, float).mean(1),
-        },
-        seed=seed,
-    )
+    curve = {f"pass_{2**power}": pass_at_k(right_QN, 2**power) for power in range(1, k.bit_length()) if 2**power < k}
+    return {
+        "avg": avg_at_k(right_QN),
+        "maj": maj_at_k(right_QN, keys_QN, ties=ties, opaque_may_win=opaque_may_win),
+        **curve,
+        "pass": pass_at_k(right_QN, k),
+        "no_answer": np.asarray([[key is None for key in keys] for keys in keys_QN], float).mean(1),
+        "truncated": np.asarray(truncated_QN, float).mean(1),
+    }
 
 
 def render(columns: Mapping[str, Mapping[str, Interval]], *, title: str) -> Table:
@@ -150,7 +148,7 @@ def render(columns: Mapping[str, Mapping[str, Interval]], *, title: str) -> Tabl
         table.add_column(name, justify="right")
     for statistic in dict.fromkeys(name for column in columns.values() for name in column):
         cells = [_cell(column.get(statistic)) for column in columns.values()]
-        table.add_row(EXPLANATIONS.get(statistic, statistic), *cells)
+        table.add_row(EXPLANATIONS.get(statistic, statistic.replace("pass_", "pass@")), *cells)
     return table
 
 

@@ -16,18 +16,21 @@ from jaxselftrain.statistics import render
 SUMMARY, PICTURE = "summary.json", "picture.png"
 
 
-def write_summary(folder: Path, *, seconds: float) -> dict[str, Any]:
-    """summary.json: held-out metrics before and after, and seconds.
+def write_summary(folder: Path, *, compiled: dict[str, Any], memory: dict[str, float]) -> dict[str, Any]:
+    """summary.json: held-out metrics before and after, and what the run cost.
 
-    `seconds` is the wall time of the process that finished the run; `split` sums the seconds of all its steps.
+    `seconds` is the wall time of all the processes that worked on the run, `split` sums the seconds of its steps;
+    `compiled` (times and seconds of each program) and `peak_memory_gib` are of the process that finished it.
     """
     lines = read_metrics(folder)
     evaluated = [line for line in lines if "heldout/avg" in line]
-    summary: dict[str, Any] = {"steps": int(lines[-1]["step"]) if lines else 0, "seconds": round(seconds, 1)}
+    last = lines[-1] if lines else {}
+    summary: dict[str, Any] = {"steps": int(last.get("step", 0)), "seconds": round(last.get("elapsed_seconds", 0.0), 1)}
     for name, line in (("before", evaluated[:1]), ("after", evaluated[-1:])):
         summary[name] = {key.removeprefix("heldout/"): value for key, value in (line[0] if line else {}).items() if "/" in key}
     times = ("device_seconds", "voter_seconds", "host_seconds", "heldout/seconds")
     summary["split"] = {name: round(sum(line.get(name, 0.0) for line in lines), 2) for name in times}
+    summary |= {"compiled": compiled, "peak_memory_gib": memory}
     replace_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 

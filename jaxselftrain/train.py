@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import jax
 from tqdm.auto import tqdm
 
 from jaxselftrain.config import Config
-from jaxselftrain.errors import UserError
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.loop import Loop, Report
+from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
 from jaxselftrain.run_folder import open_folder
 from jaxselftrain.summary import show_summary, write_summary
 
 
-def train(config: Config, folder: Path, *, say: Callable[[str], None] = print) -> Iterator[Report]:
+def train(
+    config: Config, folder: Path, *, say: Callable[[str], None] = print, watch: Callable[[str], None] = lambda doing: None
+) -> Iterator[Report]:
     """Trains in a run folder, resuming what it holds; yields before the first update and after every one.
 
-    `say` hears what a person should know: what was dropped, changed or resumed, and what is being waited for.
-    Raises UserError for what the user can change, and Resumable after SIGTERM or Ctrl-C, once everything is saved.
+    `say` hears what a person should know: what was dropped, changed or resumed, and what is being waited for; `watch`
+    what is going on at the moment, often. Raises UserError for what the user can change, and Resumable after SIGTERM or
+    Ctrl-C, once everything is saved.
     """
     lock, notes = open_folder(folder, config)
+    settings = (
+        f"raise update.micro_batches (now {config.update.micro_batches}) if the update does not fit; lower rollout.questions, "
+        "vote.samples or rollout.max_tokens if sampling does not"
+    )
     try:
-        with Interrupts() as interrupts, Loop(config, folder, notes, say=say) as loop:
-            yield from loop.run(interrupts)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"out of device memory: raise update.micro_batches (now {config.update.micro_batches}) if the update does not "
-            "fit; lower rollout.questions, vote.samples or rollout.max_tokens if sampling does not"
-        ) from error
+        with told_of_limits(folder, settings), Interrupts() as interrupts:
+            with Loop(config, folder, notes, say=say, watch=watch) as loop:
+                yield from loop.run(interrupts)
     finally:
         lock.release()
 
 
 def run(config: Config, folder: Path) -> None:
     """`train` as the command line runs it: a progress bar, then summary.json, a table and a picture."""
-    started = time.monotonic()
-    steps = config.train.steps
-    with tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr) as bar:
-        for report in train(config, folder, say=partial(bar.write, file=sys.stderr)):
+    steps, report = config.train.steps, None
+    with Compilations() as compiled, tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr) as bar:
+        for report in train(config, folder, say=partial(bar.write, file=sys.stderr), watch=bar.set_description):
             bar.set_description("training")
             bar.update(report.step - bar.n)
             shown = {
@@ -55,5 +53,6 @@ def run(config: Config, folder: Path) -> None:
                 "held-out avg": report.metrics.get("heldout/avg"),
             }
             bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items() if value is not None})
-    write_summary(folder, seconds=time.monotonic() - started)
+    if report is not None:  # otherwise the run was finished before, and its summary stands
+        write_summary(folder, compiled=compiled.summary(), memory=peak_memory_gib())
     show_summary(folder)

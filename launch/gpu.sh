@@ -4,36 +4,15 @@
 # VENV and PYTHON choose the environment (.venv-cuda) and the interpreter that makes it (python3); CUDA_VISIBLE_DEVICES the
 # GPU (0); XLA_CLIENT_MEM_FRACTION the share of its memory that JAX takes at start (0.92, JAX's own default is 0.75).
 # Ctrl-C or SIGTERM to this script reaches the run once: it saves, and the script ends with 75. A second one ends it at once.
-set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd)
-
-dry=
-run() { "$@"; }
-if [ "${1:-}" = --dry-run ]; then
-  dry=yes
-  run() { printf '%q ' "$@" && echo; }
-  shift
-fi
-if [ $# -eq 0 ]; then
-  echo "usage: launch/gpu.sh [--dry-run] CONFIG [section.field=value ...]" >&2
-  exit 2
-fi
+. "$(dirname "$0")/environment.sh"
 
 settings=(CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" JAX_PLATFORMS=cuda)
 if [ -z "${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ]; then # the old name; JAX refuses both together
   settings+=(XLA_CLIENT_MEM_FRACTION="${XLA_CLIENT_MEM_FRACTION:-0.92}")
 fi
 
-venv=${VENV:-$root/.venv-cuda}
-if [ ! -x "$venv/bin/jaxselftrain" ]; then
-  run "${PYTHON:-python3}" -m venv "$venv"
-  tag=$("${PYTHON:-python3}" -c 'import sys; print("py%d%d" % sys.version_info[:2])')
-  pins=()
-  if [ -f "$root/constraints/$tag.txt" ]; then pins=(-c "$root/constraints/$tag.txt"); fi
-  run "$venv/bin/python" -m pip install --quiet ${pins[@]+"${pins[@]}"} -e "${root}[cuda]"
-fi
-
-command=(env "${settings[@]}" "$venv/bin/jaxselftrain" train "$@")
+install .venv-cuda "[cuda]"
+command=(env "${settings[@]}" "$venv/bin/jaxselftrain" train "${arguments[@]}")
 if [ -n "$dry" ]; then
   run "${command[@]}"
   exit 0

@@ -10,10 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import yaml
 from small_models import save_folder, torch_model
 
-TIMINGS = ("device_seconds", "voter_seconds", "host_seconds", "heldout/seconds", "tokens_per_second")
+TIMINGS = ("device_seconds", "voter_seconds", "host_seconds", "heldout/seconds", "tokens_per_second", "elapsed_seconds")
 
 
 def make_model(folder: Path) -> Path:
@@ -24,6 +25,15 @@ def write_questions(path: Path, count: int, *, start: int = 0, answer=lambda i: 
     rows = [{"id": f"q{i}", "question": f"{i} + 1 =", "answer": answer(i)} for i in range(start, start + count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def make_home(folder: Path, *, questions: int, held_out: int, first_held_out: int, **sections) -> Path:
+    """`folder` with a model, training and held-out questions, and config.yaml."""
+    make_model(folder / "model")
+    write_questions(folder / "train.jsonl", questions)
+    write_questions(folder / "held_out.jsonl", held_out, start=first_held_out)
+    write_config(folder, **sections)
+    return folder
 
 
 def write_config(folder: Path, **sections) -> Path:
@@ -93,3 +103,12 @@ def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
 
 def without_times(rows: list[dict]) -> list[dict]:
     return [{name: value for name, value in row.items() if name not in TIMINGS} for row in rows]
+
+
+def final_weights(folder: Path, step: int = 6) -> dict[str, np.ndarray]:
+    """The weights in the checkpoint of a step."""
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
+        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    return {name: np.asarray(value) for name, value in restored.state["params"].items()}

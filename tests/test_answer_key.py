@@ -16,7 +16,7 @@ from jaxselftrain.errors import UserError
 from jaxselftrain.questions import load_questions
 
 PACKAGE = Path(jaxselftrain.__file__).parent
-MAY_READ_GOLD = {"answer_key", "metrics", "evaluate", "loop", "cli"}
+MAY_READ_GOLD = {"answer_key", "metrics", "evaluate", "judge", "loop"}
 WITHOUT_JAX = ["answers", "votes", "voter", "voter_worker", "rewards", "questions", "sources", "answer_key", "config", "errors"]
 
 
@@ -101,7 +101,8 @@ def imported_modules(file):
 
 
 MODULES = {
-    ".".join(file.relative_to(PACKAGE).with_suffix("").parts): imported_modules(file) for file in sorted(PACKAGE.rglob("*.py"))
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): imported_modules(file)
+    for file in sorted(PACKAGE.rglob("*.py"))
 }
 
 

@@ -1,6 +1,5 @@
 """Extraction of every format against written-out cases, and the key against Python's own exact arithmetic."""
 
-import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxselftrain.answers import MAX_DIGITS, answer_key, compile_pattern, extract
+from jaxselftrain.answers import answer_key, compile_pattern, extract, is_opaque
 from jaxselftrain.config import Answer
 from jaxselftrain.errors import UserError
 
@@ -189,36 +188,21 @@ def test_an_answer_that_is_too_long_is_none():
         ("n:55", ["055", "55", "55.0", "55.", " 55 ", "$55", r"\(55\)", r"\text{55}", "**55**", "５５", "\ufeff55", "110/2"]),
         ("n:-3", ["-3", "\u22123", "- 3", "-3.00", "-6/2", "6/-2", "$-3$"]),
         ("n:0", ["0", "-0", "0.0", ".0", "0/7", "000"]),
-        ("n:1/2", ["0.5", ".5", "1/2", "2 / 4", "0.500"]),
-        ("n:-1/8", ["-0.125", "-1/8"]),
-        ("n:1234567", ["1,234,567", "1234567"]),
+        ("n:1/2", ["0.5", ".5", "1/2", "2 / 4", "0.500", "½"]),
         ("t:A", ["A", "(A)", "A.", "A)", r"\text{(A)}", "$A$", r"\mathrm{A}"]),
-        ("t:East side", ["East  side", r"\text{East side}", " East\nside "]),
-        ("t:east side", ["east side"]),
-        ("t:x", ["x"]),
-        ("t:(x)", ["(x)"]),
+        ("t:east side", ["East  side", r"\text{East side}", " East\nside "]),
+        ("t:x", ["x", "(x)", "1x"]),
+        ("s:{n:0|n:1}", ["1,00"]),
+        ("s:{n:32|n:349}", ["32, 349"]),
     ],
 )
 def test_spellings_of_one_answer_share_its_key(key, spellings):
     assert {spelling: answer_key(spelling) for spelling in spellings} == dict.fromkeys(spellings, key)
 
 
-@pytest.mark.parametrize(
-    "text", ["1,00", "32, 349", "0,123", "1,2", "1/2/3", "1_000", "0x1F", "1e5", "10%", "2⁵", "½", "1½", "x²", "۵", "1 2/1"]
-)
-def test_what_is_not_a_plain_number_stays_text(text):
-    key = answer_key(text)
-    assert key is not None and key.startswith("t:")
-
-
-def test_division_by_zero_is_no_answer():
-    assert answer_key("1/0") is None and answer_key("0/00") is None
-
-
-def test_digits_are_bounded_before_they_are_converted():
-    assert answer_key("9" * MAX_DIGITS) == "n:" + "9" * MAX_DIGITS
-    for text in ["9" * (MAX_DIGITS + 1), "0" * 5000 + "1", "9" * 100_000, "1/" + "9" * 9_000]:
-        assert answer_key(text) == "t:" + text
+@pytest.mark.parametrize("text", ["9" * 1001, "0" * 5000 + "1", "9" * 100_000, "1/" + "9" * 9_000])
+def test_length_is_bounded_before_anything_is_converted(text):
+    assert answer_key(text) == "o:" + text and is_opaque(answer_key(text))
 
 
 @given(st.fractions(), st.integers(1, 10**6))
@@ -235,15 +219,6 @@ def test_decimals_are_exact(value, zeros):
     assert Fraction(answer_key(plain).removeprefix("n:")) == Fraction(value)
 
 
-@given(st.text(max_size=60))
-def test_any_text_has_a_tagged_stable_key(text):
-    key = answer_key(text)
-    assert key is None or re.match(r"n:-?[0-9]+(/[0-9]+)?\Z|t:", key)
-    assert answer_key(" " + text + "\n") == key
-    if key is not None and key.startswith("n:"):
-        assert answer_key(key[2:]) == key
-
-
 @given(
     st.text(alphabet="\\boxedfr{}$ 15/\n#AB().", max_size=80),
     st.sampled_from(["boxed", "hash", "first_line", "last_line", "letter"]),
@@ -253,6 +228,7 @@ def test_extraction_survives_any_text_and_gives_a_part_of_it(text, format):
     assert found is None or (found == found.strip() and (found in text or found.lower() in text))
 
 
-def test_imports_neither_jax_nor_numpy_nor_pydantic():
-    code = "import sys, jaxselftrain.answers, jaxselftrain.votes; print({'jax', 'numpy', 'pydantic'} & set(sys.modules))"
+def test_imports_neither_jax_nor_numpy_nor_pydantic_nor_mpmath():
+    heavy = "{'jax', 'numpy', 'pydantic', 'sympy', 'mpmath'}"
+    code = f"import sys, jaxselftrain.answers, jaxselftrain.votes; print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import types
@@ -10,7 +9,6 @@ import types
 import pytest
 
 from jaxselftrain import cli
-from jaxselftrain.compare import comparison
 from jaxselftrain.config import load_config
 from jaxselftrain.errors import Resumable, UserError
 
@@ -59,7 +57,7 @@ def the_sentence(capsys) -> str:
         (["train", "absent.yaml"], "config file absent.yaml does not exist"),
         (["evaluate", "model", "--samples", "0"], "--samples"),
         (["export", "run", "out", "--step", "last"], "--step"),
-        (["compare", "absent"], "absent holds no summary.json"),
+        (["compare", "absent"], "absent holds no held-out evaluation"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(arguments, part, capsys):
@@ -133,23 +131,6 @@ def test_evaluate_and_export_pass_their_arguments_on(stand_in):
         target="model", questions="q.jsonl", samples=4, overrides=("evaluate.top_p=0.9",), config_path=None, out="None"
     )
     assert {name: str(value) for name, value in exports[0][1].items()} == dict(run="run", out="out", step="7")
-
-
-def test_compare_prints_each_run_before_and_after(tmp_path, capsys):
-    for name, after in (("vote", 0.6), ("random", 0.38)):
-        (tmp_path / name).mkdir()
-        summary = {"before": {"avg": 0.4, "seed": "x"}, "after": {"avg": after, "greedy": 1}, "seconds": 9}
-        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
-    assert cli.main(["compare", str(tmp_path / "vote"), str(tmp_path / "random")]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[1:5] for row in rows] == [["avg", "0.400", "0.600", "+20.0"], ["avg", "0.400", "0.380", "-2.0"]]
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"before": {}}', '{"before": null, "after": null}'])
-def test_compare_names_a_summary_that_it_cannot_read(text, tmp_path):
-    (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(UserError, match=r"summary\.json"):
-        comparison([tmp_path])
 
 
 def test_help_and_bad_settings_import_no_jax(config):

@@ -4,16 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from runs import command, lines, make_model, write_config, write_questions
+from runs import command, lines, make_home, write_questions
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     home = tmp_path_factory.mktemp("commands")
-    make_model(home / "model")
-    write_questions(home / "train.jsonl", 12)
-    write_questions(home / "held_out.jsonl", 6, start=20)
-    code, _, err = command("train", str(write_config(home, train={"steps": 2, "folder": str(home / "run")})))
+    make_home(home, questions=12, held_out=6, first_held_out=20, train={"steps": 2})
+    code, _, err = command("train", str(home / "config.yaml"))
     assert code == 0, err
     return home / "run"
 
@@ -73,3 +71,10 @@ def test_missing_steps_and_taken_folders_are_refused(run, tmp_path):
     assert code == 2 and "step 7" in err and not (tmp_path / "x").exists()
     code, _, err = command("export", str(tmp_path), str(tmp_path / "x"))
     assert code == 2 and "not a run folder" in err
+
+
+def test_compare_shows_and_draws_the_run(run, tmp_path):
+    code, out, err = command("compare", str(run), str(run), "--picture", str(tmp_path / "both.png"))
+    assert code == 0, err
+    assert out.count("avg@k") == 2 and str(tmp_path / "both.png") in out
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "both.png").stat().st_size > 20_000

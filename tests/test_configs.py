@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxselftrain.answer_key import load_answer_key
 from jaxselftrain.config import load_config, parse_config, to_yaml
+from jaxselftrain.questions import load_questions, without_overlap
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -39,3 +41,16 @@ def test_srt_recipe_has_the_published_numbers():
     assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.clip_norm) == (1e-6, 0.01, 1.0)
     assert (config.evaluate.every, config.evaluate.samples) == (100, 32)
     assert config.keeps_reference and config.questions.fields.answer is None
+
+
+def test_no_example_of_the_quickstarts_prompt_is_a_question():
+    config = load_config(CONFIGS / "quickstart.yaml")
+    training, held_out = load_questions(config.questions), load_questions(config.evaluate.questions)
+    kept, removed = without_overlap(training, held_out)
+    asked = {question.text for question in (*training, *held_out)}
+    shown = [line.split(" = ") for line in config.prompt.few_shot.splitlines()]
+    assert len(held_out) >= 200 and len(kept) >= 300 and removed == len(training) - len(kept)
+    assert len(shown) == 4 and not asked & {text for text, _ in shown}
+    for text, answer in [*shown, *((q.text, load_answer_key(config.evaluate.questions).gold(q.id)) for q in held_out[:5])]:
+        left, right = text.split(" + ")
+        assert int(left) + int(right) == int(answer)

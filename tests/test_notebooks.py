@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from runs import command, environment, lines, make_model, write_config, write_questions
+from runs import command, environment, lines, make_home
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 
@@ -14,10 +14,8 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     home = tmp_path_factory.mktemp("notebooks")
-    make_model(home / "model")
-    write_questions(home / "train.jsonl", 8)
-    write_questions(home / "held_out.jsonl", 4, start=20)
-    code, _, err = command("train", str(write_config(home, train={"steps": 2, "folder": str(home / "run")})))
+    make_home(home, questions=8, held_out=4, first_held_out=20, train={"steps": 2})
+    code, _, err = command("train", str(home / "config.yaml"))
     assert code == 0, err
     return home / "run"
 

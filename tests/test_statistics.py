@@ -17,7 +17,7 @@ from jaxselftrain.statistics import (
     paired_difference,
     pass_at_k,
     render,
-    summarise,
+    scores,
 )
 
 RIGHT_QN = st.tuples(st.integers(1, 4), st.integers(1, 7)).flatmap(lambda shape: arrays(bool, shape))
@@ -98,31 +98,30 @@ def test_the_paired_interval_is_narrower_and_around_the_difference():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 5), st.integers(2, 6), st.integers(0, 2**31 - 1))
-def test_summarise_equals_each_statistic_alone(Q, N, seed):
+def test_scores_equal_each_statistic_alone(Q, N, seed):
     random = np.random.default_rng(seed)
     keys_QN = random.choice(np.asarray([None, "n:1", "n:2"], object), (Q, N)).tolist()
     right_QN = np.asarray([[key == "n:1" for key in keys] for keys in keys_QN])
     truncated_QN = random.random((Q, N)) < 0.3
-    got = summarise(
-        right_QN=right_QN, keys_QN=keys_QN, truncated_QN=truncated_QN, k=2, ties="first", opaque_may_win=True, seed=seed
-    )
+    per_question = scores(right_QN=right_QN, keys_QN=keys_QN, truncated_QN=truncated_QN, k=2, ties="first", opaque_may_win=True)
+    assert {len(values) for values in per_question.values()} == {Q}
+    got = intervals(per_question, seed=seed)
     assert got["avg"]["value"] == pytest.approx(right_QN.mean())
     assert got["maj"]["value"] == pytest.approx(maj_at_k(right_QN, keys_QN, ties="first", opaque_may_win=True).mean())
     assert got["pass"]["value"] == pytest.approx(pass_at_k(right_QN, 2).mean())
+    right4, keys4 = np.tile(right_QN, (1, 4)), [keys * 4 for keys in keys_QN]
+    many = scores(right_QN=right4, keys_QN=keys4, truncated_QN=truncated_QN, k=8, ties="first", opaque_may_win=True)
+    assert [name for name in many if name.startswith("pass")] == ["pass_2", "pass_4", "pass"]
+    np.testing.assert_array_equal(many["pass_4"], pass_at_k(right4, 4))
     assert got["no_answer"]["value"] == pytest.approx(np.mean([key is None for keys in keys_QN for key in keys]))
     assert got["truncated"]["value"] == pytest.approx(truncated_QN.mean())
     assert all(-1e-12 <= each["low"] <= each["high"] + 1e-12 <= 1 + 2e-12 for each in got.values())
-    again = summarise(
-        right_QN=right_QN, keys_QN=keys_QN, truncated_QN=truncated_QN, k=2, ties="first", opaque_may_win=True, seed=seed
-    )
-    assert again == got
+    assert intervals(per_question, seed=seed) == got
 
 
 def test_no_question_is_an_error():
     with pytest.raises(ValueError, match="no question"):
-        summarise(
-            right_QN=np.zeros((0, 2)), keys_QN=[], truncated_QN=np.zeros((0, 2)), k=1, ties="first", opaque_may_win=True, seed=0
-        )
+        scores(right_QN=np.zeros((0, 2)), keys_QN=[], truncated_QN=np.zeros((0, 2)), k=1, ties="first", opaque_may_win=True)
 
 
 def test_the_table_shows_every_number():

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import command, lines, make_model, start, wait_for_step, without_times, write_config, write_questions
+from runs import command, final_weights, lines, make_home, start, wait_for_step, without_times, write_questions
 
 from jaxselftrain import evaluate, loop
 from jaxselftrain.config import load_config
@@ -17,28 +17,15 @@ from jaxselftrain.train import train
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("home")
-    make_model(folder / "model")
-    write_questions(folder / "train.jsonl", 30)
-    write_questions(folder / "held_out.jsonl", 6, start=28)
-    return folder
+    return make_home(tmp_path_factory.mktemp("home"), questions=30, held_out=6, first_held_out=28)
 
 
 @pytest.fixture(scope="module")
 def finished(home):
     """A run that nothing interrupted."""
-    config = write_config(home)
-    code, out, err = command("train", str(config))
+    code, out, err = command("train", str(home / "config.yaml"))
     assert code == 0, err
     return home / "run", out, err
-
-
-def final_weights(folder: Path, step: int = 6) -> dict[str, np.ndarray]:
-    import orbax.checkpoint as ocp
-
-    with ocp.CheckpointManager((folder / "checkpoints").absolute()) as manager:
-        restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-    return {name: np.asarray(value) for name, value in restored.state["params"].items()}
 
 
 def assert_same_run(folder: Path, whole: Path, *, but: tuple[str, ...] = ()) -> None:

@@ -110,7 +110,7 @@ def test_what_a_model_wrote_is_shown_and_never_acts(tmp_path, out, capsys, monke
     nasty = "[bold]\\boxed{[red]x[/red][link=http://x]}"
     texts = [nasty, "\\boxed{\u202e5}", "\\boxed{\x1b[2J}", "\\boxed{\ud800}"]
     rows = [{"id": f"[blink]\x1b]0;title\x07 {i}", "completions": [text]} for i, text in enumerate(texts)]
-    assert cli.main(["vote", write(tmp_path / "in[b].jsonl", *rows), "--output", str(out), "vote.opaque_may_win=true"]) == 0
+    assert cli.main(["vote", write(tmp_path / "in[b].jsonl", *rows), "vote.opaque_may_win=true", "--output", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\x07" not in shown and "\u202e" not in shown
     assert "[red]x[/red]" in shown and "[blink]" in shown and "in[b].jsonl" in shown

@@ -1,28 +1,18 @@
-r"""Takes the text of a response, gives its final answer (`extract`) and the answer's canonical key (`answer_key`).
+"""Takes the text of a response, gives the final answer that it states in the configured format.
 
-Two answers are equal exactly when their keys are equal, so equality is transitive by construction: a chain of
-pairwise "close enough" verdicts cannot join "9", "9%" and "0.09" into one class that a policy would learn to hit.
-Responses are untrusted text: they are scanned and normalised, never evaluated, and every number is bounded in length
-before it is converted. Nothing falls back to "the last number in the text": a response that does not state its answer
-in the configured format has none.
+Nothing falls back to "the last number in the text": a response that does not state its answer in that format has none.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from jaxselftrain.answers.words import has_control_characters, is_placeholder, normal
 from jaxselftrain.errors import UserError
 
 if TYPE_CHECKING:  # the voter's workers start faster without pydantic
     from jaxselftrain.config import Answer
-
-MAX_DIGITS = 400  # a longer number is compared as text; well below the length where int() slows down or refuses
-MAX_CHARACTERS = 10_000  # a longer answer keeps its exact text: normalising some Unicode texts takes quadratic time
-
-# ---------------------------------------------------------------------------------------------------------------- extract
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|\\\\(?!boxed|fbox)|[{}]")
 
@@ -58,10 +48,10 @@ def extract(text: str, answer: Answer) -> str | None:
     A regex may take exponential time: call this in a process that can be killed (`voter.Voter`).
     """
     found = _FORMATS[answer.format](text, answer)
-    if found is None or _has_control_characters(found):
+    if found is None or has_control_characters(found):
         return None
     found = found.strip().strip("\ufeff").strip()
-    if len(found) > answer.max_characters or _is_placeholder(_normal(found)):
+    if len(found) > answer.max_characters or is_placeholder(normal(found)):
         return None
     return found
 
@@ -152,86 +142,3 @@ _FORMATS = {
 def _lines(text: str) -> list[str]:
     """Lines as a reader sees them; str.splitlines would also break at form feeds and other control characters."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-# -------------------------------------------------------------------------------------------------------------------- key
-
-_PLACEHOLDERS = frozenset({"", "n/a", "nan", "none", "answer", r"\ldots", r"\dots", r"\cdots"})  # once . and ? are gone
-_WRAPPERS = re.compile(
-    r"\$\$(?P<a>[^$]*)\$\$|\$(?P<b>[^$]*)\$|\\\((?P<c>(?:(?!\\[()]).)*)\\\)|\\\[(?P<d>(?:(?!\\[\[\]]).)*)\\\]"
-    r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\{(?P<e>[^{}]*)\}|\*\*(?P<f>[^*]*)\*\*"
-)
-_SEPARATOR = re.compile(r"\{,\}|,\\!|\\,|\\ |[\u00a0\u2009\u202f]")  # between digits these group thousands
-_NUMBER = re.compile(r"(?P<sign>[+-]?) ?(?P<whole>[0-9]*|[1-9][0-9]{0,2}(?:,[0-9]{3})+)(?:\.(?P<places>[0-9]*))?")
-_QUOTIENT = re.compile(r"(?P<sign>[+-]?) ?(?P<top>[0-9]+) ?/ ?(?P<bottom>[+-]?[0-9]+)")
-_CHOICE = re.compile(r"\((?P<a>[A-Z])\)\.?|(?P<b>[A-Z])[.)]")
-
-
-def answer_key(answer: str) -> str | None:
-    r"""The canonical key of an answer: equal answers have equal keys. None when the answer is no answer at all.
-
-    "n:NUMERATOR" or "n:NUMERATOR/DENOMINATOR"  a plain number as an exact rational in lowest terms: 1,000 = 1000 = 1000.0
-        = 1{,}000 = +1000, 055 = 55, $12$ = 12, 1/2 = 0.5; never rounded
-    "t:TEXT"  anything else, as its exact text: NFKC, white space collapsed, case kept, math delimiters and \text{}
-        removed; (A) and A. become A
-
-    None: empty, placeholders ("?", "...", "N/A", "nan", "none", the word "answer"), control characters, division by zero.
-    """
-    text = _normal(answer)
-    if _is_placeholder(text) or _has_control_characters(answer):
-        return None
-    number = _number(answer)
-    if number is None:
-        choice = _CHOICE.fullmatch(text)
-        return "t:" + (text if choice is None else choice["a"] or choice["b"])
-    top, bottom = number
-    if bottom == 0:
-        return None
-    value = Fraction(top, bottom)
-    return f"n:{value.numerator}" if value.denominator == 1 else f"n:{value.numerator}/{value.denominator}"
-
-
-def _number(answer: str) -> tuple[int, int] | None:
-    """(numerator, denominator) of a plain number, not reduced; None when the answer is not one."""
-    if len(answer) > 4 * MAX_DIGITS:
-        return None
-    text = _normal(_SEPARATOR.sub(",", answer.strip()))
-    text = text.removeprefix("\\").removeprefix("$").lstrip() if text.startswith(("$", r"\$")) else text
-    if len(text) > MAX_DIGITS:
-        return None
-    quotient = _QUOTIENT.fullmatch(text)
-    if quotient is not None:
-        return int(quotient["sign"] + quotient["top"]), int(quotient["bottom"])
-    number = _NUMBER.fullmatch(text)
-    if number is None or not (number["whole"] or number["places"]):
-        return None
-    places = number["places"] or ""
-    return int(number["sign"] + number["whole"].replace(",", "") + places), 10 ** len(places)
-
-
-def _normal(text: str) -> str:
-    """The text in one spelling: compatibility forms folded, white space collapsed, wrappers around the whole removed."""
-    if len(text) > MAX_CHARACTERS:
-        return text
-    # NFKC turns 2⁵ into 25 and ½ into 1⁄2: with such a character in it, the text keeps its own form.
-    raised = any(unicodedata.decomposition(c).startswith(("<super>", "<sub>", "<fraction>")) for c in text if c > "\x7f")
-    text = unicodedata.normalize("NFC" if raised else "NFKC", text).replace("\u2212", "-").replace("\ufeff", "")
-    text = " ".join(text.split())
-    for _ in range(4):  # $\text{(B)}$ has three; more is somebody's joke
-        inside = _WRAPPERS.fullmatch(text)
-        if inside is None:
-            break
-        text = next(group for group in inside.groups() if group is not None).strip()
-    return text
-
-
-def _is_placeholder(text: str) -> bool:
-    """Whether normalised text is empty or a stand-in for an answer."""
-    return len(text) < 20 and text.casefold().strip(" .?") in _PLACEHOLDERS
-
-
-def _has_control_characters(text: str) -> bool:
-    """Control, format, private and unassigned characters (tabs, line ends and a byte-order mark aside), or a decoding error."""
-    return any(
-        c not in "\t\r\n\ufeff" and (c == "\ufffd" or unicodedata.category(c)[0] == "C") for c in text if not " " <= c <= "~"
-    )

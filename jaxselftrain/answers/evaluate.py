@@ -1,0 +1,247 @@
+"""Takes the tree of an expression, gives its settled value at a fixed point: exact, or digits that two precisions agree on.
+
+Variables have fixed values at each of a few points, drawn from their names, so equal functions have equal values whatever
+their spelling. A number that is computed with many digits and turns out to be a rational with few of them is taken for
+that rational: the square root of 8 over the square root of 2 is 2.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from jaxselftrain.answers.arithmetic import ONE, ZERO, Arithmetic, Budget, Gauss, exact
+from jaxselftrain.answers.functions import apply, nearest_fraction
+from jaxselftrain.answers.reader import Tree
+from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
+
+POINTS: Final = 5
+DIGITS: Final = (90, 150)  # the two precisions; they must agree to
+AGREED: Final = Fraction(1, 10**75)
+MORE_DIGITS: Final = (300, 600)  # where they don't: mostly a zero
+SIMPLE: Final = 10**40  # a fraction below this height is recognised, with this closeness:
+SIMPLE_BITS: Final = 134
+CLOSE: Final = Fraction(1, 10**115)
+KEPT_DIGITS: Final = 60
+MAX_TERMS: Final = 200  # of a sum or product
+
+
+class Approximate(NamedTuple):
+    """A real number known to more digits than `KEPT_DIGITS`, and no simple fraction."""
+
+    value: Fraction
+
+
+Real = Fraction | Approximate
+Complex = tuple[Real, Real]
+
+
+@lru_cache(maxsize=4096)
+def point(name: str, k: int) -> Fraction:
+    """The value of a variable at point k: all in (0, 1), all above 1, two of mixed signs, all negative."""
+    draw = int.from_bytes(blake2b(f"{k}:{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    bottom = (211, 223, 227, 229, 233, 239, 241, 251, 257, 263, 269, 271)[draw % 12]
+    draw //= 12
+    sign = -1 if k == 4 or (k in (2, 3) and draw % 2) else 1
+    draw //= 2
+    if k in (0, 2):
+        return sign * Fraction(1 + draw % (bottom - 1), bottom)
+    value = Fraction(bottom + 1 + draw % (7 * bottom), bottom)
+    return sign * (value + 1 if value.denominator == 1 else value)
+
+
+def variables(tree: Tree) -> set[str]:
+    """The names of the variables and unknown functions in a tree."""
+    found: set[str] = set()
+    stack: list[Any] = [tree]
+    while stack:
+        node = stack.pop()
+        if type(node) is not tuple or not node:
+            continue
+        if node[0] == "sym":
+            found.add(node[1])
+        elif node[0] in ("sum", "prod"):
+            found |= variables(node[2]) | variables(node[3]) | (variables(node[4]) - {node[1][1]})
+        else:
+            if node[0] == "app":
+                found.add(node[1] + "()")
+            stack.extend(node)
+    return found
+
+
+def holds(tree: Tree, *what: Any) -> bool:
+    """Whether a node equal to one of `what` stands in the tree."""
+    return tree in what or any(type(part) is tuple and part and holds(part, *what) for part in tree)
+
+
+def substitute(tree: Any, old: Tree, new: Tree) -> Any:
+    """The tree with every node `old` replaced."""
+    if tree == old:
+        return new
+    if type(tree) is not tuple:
+        return tree
+    return tuple(substitute(part, old, new) if type(part) is tuple else part for part in tree)
+
+
+class Walk:
+    """The value of trees at one point."""
+
+    def __init__(self, arithmetic: Arithmetic, k: int):
+        self.by = arithmetic
+        self.k = k
+
+    def value(self, tree: Tree) -> Any:
+        by = self.by
+        kind = tree[0]
+        if kind == "num":
+            return tree[1]
+        if kind == "sym":
+            return point(tree[1], self.k)
+        if kind == "add":
+            return by.total([self.value(term) for term in tree[1]])
+        if kind == "mul":
+            product = self.value(tree[1][0])
+            for factor in tree[1][1:]:
+                product = by.mul(product, self.value(factor))
+            for divisor in tree[2]:
+                product = by.div(product, self.value(divisor))
+            return product
+        if kind == "neg":
+            return by.neg(self.value(tree[1]))
+        if kind == "pow":
+            return self.power(tree[1], tree[2])
+        if kind == "fn":
+            return apply(tree[1], [self.value(argument) for argument in tree[2]], by)
+        if kind == "deg":
+            return self.value(tree[1])
+        if kind == "const":
+            if tree[1] == "i":
+                return Gauss(ZERO, ONE)
+            if tree[1] == "inf":
+                raise Strange("infinity")
+            return +by.mp.pi if tree[1] == "pi" else +by.mp.e
+        if kind == "matrix":
+            return [[self.value(cell) for cell in row] for row in tree[1]]
+        if kind in ("sum", "prod"):
+            return self.series(tree)
+        if kind == "app":
+            arguments = ",".join(_text_of(self.value(argument), by) for argument in tree[2])
+            return point(f"{tree[1]}({arguments})", self.k)
+        raise Strange(kind)
+
+    def series(self, tree: Tree) -> Any:
+        """A sum or product over a range of integers."""
+        first, last = self.value(tree[2]), self.value(tree[3])
+        if not (type(first) is type(last) is Fraction and first.denominator == last.denominator == 1):
+            raise Strange("range")
+        if last - first > MAX_TERMS:
+            raise TooLarge("terms")
+        by, total = self.by, ZERO if tree[0] == "sum" else ONE
+        for k in range(first.numerator, last.numerator + 1):
+            term = self.value(substitute(tree[4], tree[1], ("num", Fraction(k))))
+            total = by.add(total, term) if tree[0] == "sum" else by.mul(total, term)
+        return total
+
+    def power(self, base: Tree, exponent: Tree) -> Any:
+        e = self.value(exponent)
+        if base == ("const", "e") and e != 0:
+            return self.by.exp(e)
+        if base[0] == "pow" and type(e) is Fraction and e.denominator == 1:
+            inner = self.value(base[2])  # (\sqrt{2})^{100} is exact: the exponents multiply
+            if type(inner) is Fraction:
+                root = self.value(base[1])
+                if type(root) is Fraction and root > 0:
+                    return self.by.power(root, inner * e, real_roots=True)
+        return self.by.power(self.value(base), e, real_roots=not variables(exponent))
+
+
+def _text_of(value: Any, by: Arithmetic) -> str:
+    """A stable spelling of an unknown function's argument."""
+    if type(value) is list:
+        raise Strange("matrix")
+    if type(value) is Fraction:
+        return str(value)
+    number = by.number(value)
+    re, im = (_recognised(nearest_fraction(x, by), by.budget) for x in (number.real, number.imag))
+    return text(re) + "," + text(im)
+
+
+def _recognised(value: Fraction, budget: Budget) -> Real:
+    """A real number computed to many digits as the simple fraction that it is, or as itself."""
+    budget.spend(40)
+    if not value:
+        return ZERO
+    if abs(value.numerator.bit_length() - value.denominator.bit_length()) > SIMPLE_BITS:
+        return Approximate(value)
+    simple = value.limit_denominator(SIMPLE)
+    if abs(simple.numerator) < SIMPLE and abs(value - simple) <= abs(value) * CLOSE:
+        return simple
+    return Approximate(value)
+
+
+def settle(tree: Tree, k: int, budget: Budget) -> Any:
+    """The value of a tree at point k: a Complex, or rows of them for a matrix.
+
+    Raises Strange (TooLarge) when it is too much or cannot be told, Nothing when it is undefined.
+    """
+    try:
+        for digits in (DIGITS, MORE_DIGITS):
+            low_by, high_by = Arithmetic(budget, digits[0]), Arithmetic(budget, digits[1])
+            low = Walk(low_by, k).value(tree)
+            if exact(low):
+                return _agreed(low, low, high_by)
+            high = Walk(high_by, k).value(tree)
+            if type(low) is not list:
+                agreed = _agreed(low, high, high_by)
+                if agreed is not None:
+                    return agreed
+                continue
+            rows = [[_agreed(a, b, high_by) for a, b in zip(r, s, strict=True)] for r, s in zip(low, high, strict=True)]
+            if all(cell is not None for row in rows for cell in row):
+                return rows
+    except ZeroDivisionError:
+        raise Nothing from None
+    except (ValueError, ArithmeticError) as error:  # mpmath's ways to say "outside the domain"
+        raise Strange(str(error)[:50]) from None
+    raise Strange("digits")
+
+
+def _agreed(low: Any, high: Any, by: Arithmetic) -> Complex | None:
+    """The value that two precisions agree on, or None when they don't."""
+    if type(low) is Fraction:
+        return (low, ZERO)
+    if type(low) is Gauss:
+        return (low.re, low.im)
+    low, high = by.number(low), by.number(high)
+    parts: list[Real] = []
+    for x, y in ((low.real, high.real), (low.imag, high.imag)):
+        a, b = nearest_fraction(x, by), nearest_fraction(y, by)
+        if abs(a - b) <= AGREED * abs(b):
+            parts.append(_recognised(b, by.budget))
+        elif by.digits == MORE_DIGITS[1] and abs(a) < Fraction(1, 10**150) and abs(b) < Fraction(1, 10**400):
+            parts.append(ZERO)  # the more digits, the smaller it gets
+        else:
+            return None
+    return (parts[0], parts[1])
+
+
+def text(value: Real) -> str:
+    """A key's spelling of a real number."""
+    if isinstance(value, Fraction):
+        if value.numerator.bit_length() + value.denominator.bit_length() > 3000:
+            return "#" + blake2b(f"{value.numerator:x}/{value.denominator:x}".encode(), digest_size=16).hexdigest()
+        return str(value)
+    size = abs(value.value)
+    exponent = round((size.numerator.bit_length() - size.denominator.bit_length()) * 0.30103)
+    while True:  # from within one or two of the exponent to the one that leaves exactly KEPT_DIGITS
+        shift = KEPT_DIGITS - exponent
+        top, bottom = size.numerator * 10 ** max(shift, 0), size.denominator * 10 ** max(-shift, 0)
+        whole = (2 * top + bottom) // (2 * bottom)
+        if whole >= 10**KEPT_DIGITS:
+            exponent += 1
+        elif whole < 10 ** (KEPT_DIGITS - 1):
+            exponent -= 1
+        else:
+            return f"{'-' if value.value < 0 else ''}{whole}e{exponent}"

@@ -1,0 +1,221 @@
+"""Takes the tokens of an answer, gives the tree of one expression: sums, products, powers, units and degrees."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Final
+
+from jaxselftrain.answers.brackets import Brackets
+from jaxselftrain.answers.reader import Tree
+from jaxselftrain.answers.tables import DEGREES, MULTIPLES, NOT_UNITS, PERCENT
+from jaxselftrain.answers.tokens import Strange, TooLarge
+
+_STARTS_FACTOR: Final = frozenset({"num", "sym", "const", "fn", "cmd", "begin"})
+_FACTOR_COMMANDS: Final = frozenset(
+    {"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "sum", "prod", "gcd", "lcm", "max", "min"}
+)
+_UNIT_TEXT = re.compile(r"[A-Za-zµΩ°$¢ ~.,/()^{}0-9²³·'%-]*")
+_WORDS = re.compile(r"[A-Za-z]+")
+
+
+class Expressions(Brackets):
+    """Sums, products and powers of atoms."""
+
+    # ------------------------------------------------------------------------------------------------- sums and products
+
+    def expression(self) -> Tree:
+        self.deeper()
+        terms = [self.term()]
+        while self.token.kind == "op" and self.token.value in ("+", "-", "±", "∓"):
+            sign = self.take().value
+            term = self.term()
+            terms.append(term if sign == "+" else ({"-": "neg", "±": "pm", "∓": "mp"}[sign], term))
+        self.depth -= 1
+        return terms[0] if len(terms) == 1 else ("add", tuple(terms))
+
+    def term(self) -> Tree:
+        signs: list[str] = []
+        while self.token.kind == "op" and self.token.value in ("+", "-", "±", "∓"):
+            signs.append(self.take().value)
+        tree = self.product()
+        for sign in reversed(signs[:1] if signs.count("-") == 0 else signs):
+            tree = tree if sign == "+" else ({"-": "neg", "±": "pm", "∓": "mp"}[sign], tree)
+            if len(signs) > 3:
+                raise Strange("signs")
+        return tree
+
+    def product(self) -> Tree:
+        currency = self.token.value == "$"
+        if currency:
+            self.take()
+        factors: list[Tree] = [self.power()]
+        divisors: list[Tree] = []
+        percents = 0
+        if factors[0][0] in ("text", "reals"):
+            return factors[0]
+        while True:
+            value = self.token.value if self.token.kind == "op" else ""
+            if value in ("*", "/"):
+                self.take()
+                sign = self.token.value if self.token.kind == "op" and self.token.value in ("-", "+") else ""
+                if sign:
+                    self.take()
+                factor = self.power()
+                (factors if value == "*" else divisors).append(("neg", factor) if sign == "-" else factor)
+            elif value == "%":
+                self.take()
+                divisors.append(("num", Fraction(100)))
+                percents += 1
+                if self.starts_factor() or percents > 1:
+                    raise Strange("%")
+            elif value == "mod":
+                self.take()
+                left = _product(factors, divisors)
+                factors, divisors = [("fn", "mod", (left, self.power()))], []
+            elif self.token.kind in ("text", "unit", "word") or self.fraction_of_units():
+                start = self.index
+                tree = self.unit(_product(factors, divisors))
+                words = "".join(token.value.partition(":")[2] or token.value for token in self.found[start : self.index])
+                self.units.add(words.casefold().strip(" .").removesuffix("s"))
+                if self.starts_factor():
+                    raise Strange("unit")
+                if self.token.value not in ("*", "/"):
+                    return tree
+                factors, divisors = [tree], []
+            elif self.starts_factor():
+                if self.token.kind == "num" and factors[-1][0] in ("num", "sym") and not divisors:
+                    raise Strange("adjacent numbers")
+                factors.append(self.power())
+            else:
+                break
+        return _product(factors, divisors)
+
+    def starts_factor(self) -> bool:
+        token = self.token
+        if token.kind == "op":
+            if token.value == "(":
+                return self.found[self.index + 1].value != "mod"
+            return token.value == "{" or (token.value == "[" and not self.square) or (token.value == "|" and not self.open_bars)
+        return token.kind in _STARTS_FACTOR and (token.kind != "cmd" or token.value in _FACTOR_COMMANDS)
+
+    def fraction_of_units(self) -> bool:
+        r"""Whether a fraction such as \frac{\text{m}}{\text{s}} comes next."""
+        return self.token[:2] == ("cmd", "frac") and self.found[self.index + 2].kind in ("text", "unit")
+
+    def unit(self, tree: Tree) -> Tree:
+        """A number's unit, dropped; percent, degrees and words such as million change the value."""
+        token = self.take()
+        if token.value == "frac":
+            for _ in range(2):
+                self.expect("{")
+                tree = self.unit(tree)
+                self.expect("}")
+            return tree
+        words = token.value.partition(":")[2] if token.kind == "text" else token.value
+        if not _UNIT_TEXT.fullmatch(words):
+            raise Strange(words)
+        names = [w.casefold() for w in _WORDS.findall(words)]
+        if token.kind == "text" and not names and words.strip(" .,'-") not in ("", "°", "$", "%"):
+            raise Strange(words)
+        if any(name in NOT_UNITS for name in names):
+            raise Strange(words)
+        if names and names[0] in MULTIPLES:
+            tree = ("mul", (tree, ("num", Fraction(MULTIPLES[names[0]]))), ())
+            names = names[1:]
+        if " ".join(names) in PERCENT:
+            return ("mul", (tree,), (("num", Fraction(100)),))
+        if names and names[0] in DEGREES:
+            return ("deg", tree)
+        if self.token.value == "^":
+            self.take()
+            self.exponent()
+        slash = self.index
+        if self.token.value == "/":
+            self.take()
+        if self.token.kind in ("text", "unit", "word") and not (self.token.kind == "word" and token.kind == "text"):
+            return self.unit(tree)
+        if self.index != slash:
+            self.back_to(slash)
+        return tree
+
+    # --------------------------------------------------------------------------------------------- powers and postfixes
+
+    def power(self) -> Tree:
+        tree = self.primary()
+        posts = 0
+        while self.token.kind == "op" or self.token.value == "circ":
+            value = self.token.value
+            if value == "^":
+                self.take()
+                tree = self.raised(tree)
+            elif value == "!":
+                self.take()
+                tree = ("fn", "factorial", (tree,))
+            elif value == "°":
+                self.take()
+                tree = ("deg", tree)
+            elif value == "_":
+                self.take()
+                tree = self.in_base(tree)
+            elif value == "$" and tree[0] == "num":
+                self.take()
+            else:
+                break
+            posts += 1
+            if posts > 4:
+                raise TooLarge("postfixes")
+        return tree
+
+    def raised(self, tree: Tree) -> Tree:
+        """`tree` with the exponent that follows; degrees and transposes are written as exponents too."""
+        start = self.index
+        braces = self.token.value == "{"
+        if braces:
+            self.take()
+        if self.token.value in ("circ", "°"):
+            self.take()
+            if braces:
+                self.expect("}")
+            if self.token.kind in ("text", "sym") and self.token.value in ("text:C", "text:F", "mathrm:C", "mathrm:F", "C", "F"):
+                self.take()
+            return ("deg", tree)
+        if self.token.value in ("T", r"text:T", "mathrm:T", "top", "intercal") and tree[0] in ("matrix", "add", "mul"):
+            self.take()
+            if braces:
+                self.expect("}")
+            return ("fn", "transpose", (tree,))
+        self.back_to(start)
+        return ("pow", tree, self.exponent())
+
+    def exponent(self) -> Tree:
+        if self.token.value in ("-", "+") and self.token.kind == "op":
+            sign = self.take().value
+            tree = self.exponent_part()
+            return ("neg", tree) if sign == "-" else tree
+        return self.exponent_part()
+
+    def exponent_part(self) -> Tree:
+        self.deeper()
+        tree = self.primary()
+        if self.token.value == "!" and self.found[self.index].kind == "op":
+            raise Strange("!")  # 2^n! can be read in two ways
+        if self.token.value == "^":
+            self.take()
+            tree = self.raised(tree)
+        self.depth -= 1
+        return tree
+
+    def in_base(self, tree: Tree) -> Tree:
+        """A number with its base written as an index."""
+        base = self.argument()
+        if tree[0] != "num" or base[0] != "num" or tree[1].denominator != 1 or base[1].denominator != 1 or not 2 <= base[1] <= 10:
+            raise Strange("_")
+        try:
+            return ("num", Fraction(int(str(tree[1].numerator), int(base[1]))))
+        except ValueError:
+            raise Strange("base") from None
+
+
+def _product(factors: list[Tree], divisors: list[Tree]) -> Tree:
+    return factors[0] if len(factors) == 1 and not divisors else ("mul", tuple(factors), tuple(divisors))

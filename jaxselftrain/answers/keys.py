@@ -1,0 +1,70 @@
+r"""Takes an answer, gives its canonical key: equal answers have equal keys.
+
+Two answers are equal exactly when their keys are equal, so equality is transitive by construction: a chain of pairwise
+"close enough" verdicts cannot join "9", "9%" and "0.09" into one class that a policy would learn to hit. Answers are
+untrusted text: they are read by our own parser and never evaluated by anything else; size, depth and work are bounded
+before each step, by counts and not by the clock.
+"""
+
+from __future__ import annotations
+
+import re
+
+from jaxselftrain.answers.arithmetic import Budget
+from jaxselftrain.answers.parser import parse
+from jaxselftrain.answers.statements import tree_key
+from jaxselftrain.answers.tokens import MAX_PARSED, Nothing, Strange
+from jaxselftrain.answers.words import choice, has_control_characters, is_placeholder, is_words, normal, words_key
+
+_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,299})", re.ASCII)
+_CLOCK = re.compile(r"(\d{1,2}:\d\d)(?:\s|\\[ ,;~]|~)*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\s*\}?\.?", re.ASCII)
+_HEX = re.compile(r"0[xXbBoO][0-9A-Fa-f]+")
+_TRAILING = re.compile(r"(?:(?<!\\)[.,;:\s])+\Z|\\\\\Z")  # but not the comma of a thin space
+
+
+def answer_key(answer: str) -> str | None:
+    r"""The canonical key of an answer, or None when it is no answer at all. docs/voter.md has the policy with examples.
+
+    The kind stands before the first colon: n (exact real), r and c (real and complex to 60 digits), f (function), t (words,
+    letters), p (tuple, open interval), I (other sets of reals), s (set, list), a (named values), e and i (equation,
+    inequality up to scale), m (matrix), q (ratio), mod (congruence), and o: opaque, the answer's exact text, when it is
+    not read as mathematics or words, or is too long, too deep or too large to compute.
+
+    None: empty, placeholders ("?", "...", "N/A", "nan", "none", the word "answer"), control characters, 1/0.
+    """
+    if _INTEGER.fullmatch(answer):
+        return "n:0" if answer == "-0" else "n:" + answer
+    if has_control_characters(answer):
+        return None
+    text = normal(answer)
+    if is_placeholder(text):
+        return None
+    if len(text) > MAX_PARSED:
+        return "o:" + text
+    letter = choice(text)
+    if letter is not None and letter not in "ei":
+        return "t:" + letter
+    try:
+        clock = _CLOCK.fullmatch(text) if ":" in text else None
+        if clock is not None:
+            return f"q:{clock[1]}{clock[2].lower()}m"
+        if is_words(text):
+            return words_key(text)
+        if _HEX.fullmatch(text):
+            raise Strange(text)
+        return tree_key(parse(_TRAILING.sub("", text)), Budget())
+    except Nothing:
+        return None
+    except Strange:
+        return "o:" + text
+
+
+def is_opaque(key: str) -> bool:
+    """Whether a key is an answer's exact text because nothing more is known about it."""
+    return key.startswith("o:")
+
+
+def matches(answer: str, gold: str) -> bool:
+    """Whether an answer equals the gold answer, by the same keys as in the vote; False when either is no answer."""
+    key = answer_key(answer)
+    return key is not None and key == answer_key(gold)

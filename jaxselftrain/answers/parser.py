@@ -1,0 +1,169 @@
+r"""Takes the text of an answer, gives a tree of plain tuples: what is written there, nothing computed.
+
+Scalars: ("num", Fraction), ("sym", name), ("const", "pi" | "e" | "i" | "inf"), ("add", terms), ("neg", a),
+("mul", factors, divisors), ("pow", a, b), ("fn", name, args), ("app", name, args) for an unknown function, ("deg", a),
+("pm", a) and ("mp", a) for ±a and ∓a. Others: ("tuple", items), ("set", items), ("interval", low, high, closed, closed),
+("setop", cup | cap | setminus, a, b), ("reals",), ("matrix", rows), ("ratio", parts), ("text", words),
+("rel", sides, operators), ("list", items, separators).
+
+The readers are layered: atoms.py, expressions.py and, here, lists of relations.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any, Final
+
+from jaxselftrain.answers.expressions import Expressions
+from jaxselftrain.answers.tokens import Nothing, Strange, tokens
+
+Tree = tuple[Any, ...]
+
+RELATIONS: Final = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "equiv"})
+_BASED = re.compile(r"\(?([0-9A-Za-z]{1,60})\)?_(?:\{(?:\\text\{)?\s*([0-9a-z]{1,8})\}?\}|([0-9]{1,2}))")
+_BASES: Final = {
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "sixteen": 16,
+}
+
+
+def parse(text: str) -> Tree:
+    """The tree of an answer. Raises Strange (TooLarge among it) when it is not mathematics, Nothing when it is no answer."""
+    based = _BASED.fullmatch(text.replace(" ", "")) if "_" in text else None
+    if based is not None:
+        name = based[2] or based[3]
+        base = _BASES.get(name) or (int(name) if name.isdigit() else 0)
+        if 2 <= base <= 36 and (based[1].isdigit() or base > 10):
+            try:
+                return ("num", Fraction(int(based[1], base)))
+            except ValueError:
+                raise Strange(text) from None  # a digit that the base does not have
+    parser = _Statements(tokens(text))
+    if parser.token.kind == "":
+        raise Nothing
+    if parser.token.value == "%":
+        raise Nothing  # the rest of the line is a comment
+    tree = parser.statements()
+    if parser.token.kind != "" or len(parser.units) > 1:  # 3 hours and 20 minutes are not {3, 20}
+        raise Strange(parser.token.value)
+    return tree
+
+
+class _Statements(Expressions):
+    """Lists of relations between unions of expressions."""
+
+    def statements(self) -> Tree:
+        items, separators = [self.relation()], []
+        while self.token.value in (",", ";", "and", "or"):
+            separator = self.take().value
+            if separator in (",", ";") and self.token.value in ("and", "or"):
+                separator = self.take().value
+            if self.token.kind == "":
+                if separator in (",", ";"):
+                    break
+                raise Strange(separator)
+            separators.append(separator)
+            items.append(self.relation())
+        return items[0] if len(items) == 1 else ("list", tuple(items), tuple(separators))
+
+    def relation(self) -> Tree:
+        sides, operators = [self.defined() or self.side()], []
+        while self.token.kind == "op" and self.token.value in RELATIONS:
+            operators.append(self.take().value)
+            sides.append(self.side())
+            if operators[-1] == "equiv":
+                if sides[-1][:2] == ("fn", "mod"):  # a = b mod n, without brackets
+                    sides[-1:] = sides[-1][2]
+                else:
+                    sides.append(self.modulus())
+        return sides[0] if not operators else ("rel", tuple(sides), tuple(operators))
+
+    def defined(self) -> Tree | None:
+        """The left side of a definition such as P(x) = or f^{-1}(x) =, whatever letter the function has; else nothing is read."""
+        start, token = self.index, self.token
+        if token.kind != "sym":
+            return None
+        self.take()
+        while (self.token.kind == "op" and self.token.value in ("^", "{", "-", "'", "}", "_")) or self.token.kind == "num":
+            self.take()
+        inverse = "".join(t.value for t in self.found[start + 1 : self.index])
+        names = []
+        while self.token.value in ("(", ",") and self.found[self.index + 1].kind == "sym":
+            names.append(self.found[self.index + 1].value)
+            self.take()
+            self.take()
+        if names and self.take().value == ")" and self.token.value == "=":
+            return ("app", token.value + inverse, tuple(("sym", name) for name in names))
+        self.back_to(start)
+        return None
+
+    def modulus(self) -> Tree:
+        r"""What follows \pmod, (mod or \mod; a congruence without one is strange."""
+        if self.token.value == "pmod":
+            self.take()
+            return self.argument()
+        bracket = self.token.value == "("
+        if bracket:
+            self.take()
+        if self.take().value != "mod":
+            raise Strange("mod")
+        side = self.expression()
+        if bracket:
+            self.expect(")")
+        return side
+
+    def side(self) -> Tree:
+        tree = self.ratio()
+        while self.token.value in ("cup", "cap", "setminus"):
+            tree = ("setop", self.take().value, tree, self.ratio())
+        return tree
+
+    def statement_side(self) -> Tree:
+        """What a bracket may hold: an expression, a union of intervals, a ratio."""
+        return self.side()
+
+    def ratio(self) -> Tree:
+        parts = [self.expression()]
+        while self.token.value == ":" and self.open_sets == 0:
+            self.take()
+            parts.append(self.expression())
+        return parts[0] if len(parts) == 1 else ("ratio", tuple(parts))
+
+    def set_or_builder(self) -> Tree:
+        r"""What stands between \{ and \}: elements, or a variable and its condition."""
+        if self.token.value == r"\}":
+            self.take()
+            return ("set", ())
+        self.open_sets += 1
+        self.open_bars = 1  # a bar after the first element is "such that", not a factor |x|
+        first = self.relation()
+        self.open_bars = 0
+        if self.token.value in (":", "|"):
+            self.take()
+            condition = self.statements()
+            self.open_sets -= 1
+            self.expect(r"\}")
+            if condition[0] != "rel" and condition[0] != "list":
+                raise Strange("set")
+            name = first[1][0] if first[0] == "rel" and first[2] == ("in",) else first
+            if name[0] != "sym":
+                raise Strange("set")
+            return condition
+        items = [first]
+        while self.token.value in (",", ";"):
+            self.take()
+            items.append(self.relation())
+        self.open_sets -= 1
+        self.expect(r"\}")
+        if any(item[0] == "rel" for item in items):
+            raise Strange("set")
+        return ("set", tuple(items))

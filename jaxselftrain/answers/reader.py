@@ -1,0 +1,148 @@
+"""Takes the tokens of an answer one by one; the part of the parser that knows where it is and how deep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, Final
+
+from jaxselftrain.answers.tokens import Strange, Token, TooLarge
+
+Tree = tuple[Any, ...]
+
+MAX_DEPTH: Final = 40  # open brackets, fractions, exponents around one token
+
+
+class Reader:
+    """A recursive-descent reader over a list of tokens; `depth` bounds its recursion. The layers above it
+    add what its last methods leave out."""
+
+    def __init__(self, found: list[Token]):
+        self.found = found
+        self.index = 0
+        self.token = found[0]
+        self.depth = 0
+        self.units: set[str] = set()  # dropped after a number
+        self.open_bars = 0
+        self.open_sets = 0
+        self.square = 0  # inside [ or ]: a further [ closes, as in ]0,1[
+
+    # ------------------------------------------------------------------------------------------------------------ tokens
+
+    def take(self) -> Token:
+        token = self.token
+        if token.kind != "":
+            self.index += 1
+            self.token = self.found[self.index]
+        return token
+
+    def expect(self, value: str) -> None:
+        if self.take().value != value:
+            raise Strange(value)
+
+    def deeper(self) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise TooLarge("depth")
+
+    def back_to(self, index: int) -> None:
+        self.index, self.token = index, self.found[index]
+
+    def group_text(self) -> str:
+        """The characters of the next token or braced group, as a name's index."""
+        if self.token.value != "{":
+            token = self.take()
+            if token.kind == "num" and len(token.value) > 1:  # x_12 means x_{1}2 to TeX and x_{12} to its writer
+                return token.value
+            if token.kind in ("op", ""):
+                raise Strange("index")
+            return token.value.partition(":")[2] if token.kind == "text" else token.value
+        self.take()
+        parts = []
+        while self.token.value != "}":
+            token = self.take()
+            if token.kind == "" or token.value == "{":
+                raise Strange("index")
+            parts.append(token.value.partition(":")[2] if token.kind == "text" else token.value)
+        self.take()
+        return "".join(parts)
+
+    def argument(self) -> Tree:
+        """One argument of a command: a braced group, or one token, of which a number gives its first digit."""
+        if self.token.value == "{" and self.token.kind == "op":
+            self.take()
+            return self.closed("}")
+        if self.token.kind == "num" and len(self.token.value) > 1:
+            token = self.token
+            if not token.value.isdigit():
+                raise Strange(token.value)
+            self.found[self.index : self.index + 1] = [Token("num", part, False) for part in (token.value[0], token.value[1:])]
+            self.token = self.found[self.index]
+        if self.token.kind == "num":
+            return ("num", integer(self.take().value))
+        return self.primary()
+
+    def arguments(self, closing: str) -> tuple[Tree, ...]:
+        bars, square, self.open_bars, self.square = self.open_bars, self.square, 0, 0
+        found = [self.expression()]
+        while self.token.value == ",":
+            self.take()
+            found.append(self.expression())
+        self.expect(closing)
+        self.open_bars, self.square = bars, square
+        return tuple(found)
+
+    def closed(self, closing: str) -> Tree:
+        (tree, *more) = self.arguments(closing)
+        if more:
+            raise Strange(",")
+        return tree
+
+    def inside(self, closing: str, read: Callable[[], Tree]) -> Tree:
+        """What `read` finds with the state of the brackets around it put aside."""
+        saved = self.open_bars, self.square, self.open_sets
+        self.open_bars = self.square = self.open_sets = 0
+        tree = read()
+        if closing:
+            self.expect(closing)
+        self.open_bars, self.square, self.open_sets = saved
+        return tree
+
+    # ------------------------------------------------------------------------------------- what the readers above this one add
+
+    def expression(self) -> Tree:
+        raise NotImplementedError
+
+    def power(self) -> Tree:
+        raise NotImplementedError
+
+    def exponent(self) -> Tree:
+        raise NotImplementedError
+
+    def starts_factor(self) -> bool:
+        raise NotImplementedError
+
+    def statement_side(self) -> Tree:
+        raise NotImplementedError
+
+    def set_or_builder(self) -> Tree:
+        raise NotImplementedError
+
+    def primary(self) -> Tree:
+        raise NotImplementedError
+
+    def bracketed(self, opening: str) -> Tree:
+        raise NotImplementedError
+
+    def matrix(self, name: str) -> Tree:
+        raise NotImplementedError
+
+    def product(self) -> Tree:
+        raise NotImplementedError
+
+
+def integer(text: str) -> Fraction:
+    """A token's digits as a number; Strange when it holds anything else."""
+    if not (text.isascii() and text.isdigit()):
+        raise Strange(text)
+    return Fraction(int(text))

@@ -1,0 +1,221 @@
+"""Takes the text of an answer, gives its tokens; refuses what is too long or holds a character that mathematics does not use."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from jaxselftrain.answers.tables import (
+    BINOMIALS,
+    FONTS,
+    FRACTIONS,
+    FUNCTIONS,
+    GREEK,
+    LOWERED,
+    NUMBER_WORDS,
+    OF_INTEGERS,
+    OPERATORS,
+    RAISED,
+    SAME_FUNCTION,
+    SAME_LETTER,
+    SHORT_WORDS,
+    SILENT,
+    SPACES,
+    SPLIT_OFF,
+    TEXTS,
+    UNICODE,
+    UNITS,
+)
+
+MAX_PARSED: Final = 1000  # characters of an answer that is parsed at all
+MAX_TOKENS: Final = 400
+
+
+class Strange(Exception):
+    """The text is not mathematics that this parser reads; it counts as its exact text."""
+
+
+class TooLarge(Strange):
+    """Reading or computing it would take more than its share of work; it counts as its exact text."""
+
+
+class Nothing(Exception):
+    """The text states no answer at all, such as 1/0 or a comment."""
+
+
+class Token(NamedTuple):
+    r"""kind: num, sym, const, fn, word, unit, text, cmd (read by the parser), op, begin, end; "" at the end of the text."""
+
+    kind: str
+    value: str
+    spaced: bool  # white space stands before it
+
+
+END: Final = Token("", "", False)
+
+_GROUPED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:(?:\{,\}|,\\!|\\,|\\ |\\;|[\u00a0\u2009\u202f ])\s*\d{3})+)(?![\d,]\d)")
+_NOT_DIGIT = re.compile(r"[^0-9]+")
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_TOKEN = re.compile(
+    r"(?P<space>(?:\s|~|\\[,;:!> ]|&nbsp;)+)"
+    r"|(?P<comma>[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?)"
+    r"|(?P<num>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)\b))(?:[eE][+-]?\d+(?![\d.]))?)"
+    r"|\\(?P<env>begin|end)\s*\{(?P<name>[a-zA-Z]+)\*?\}"
+    r"|\\(?P<cmd>[a-zA-Z]+)"
+    r"|(?P<word>[a-zA-Z]+)"
+    r"|(?P<op>\*\*|<=|>=|!=|==|=<|\\\\|\\[{}%$|#&]|[-+*/^_=<>(){}\[\]|,;:!%$'&°€£¥])",
+    re.ASCII,
+)
+_SAME_OP: Final = {"**": "^", "==": "=", "=<": "<=", r"\%": "%", r"\$": "$", "€": "$", "£": "$", "¥": "$", r"\|": "|", r"\&": "&"}
+_BRACED = re.compile(r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_DROPPED = re.compile(r"\\(?:[hv]?phantom|hspace|vspace|hskip|label|tag|color|textcolor|mathrlap)\*?\s*\{[^{}]*\}")
+
+
+def tokens(text: str) -> list[Token]:
+    """The tokens of `text`, closed by END. Raises Strange and TooLarge."""
+    if len(text) > MAX_PARSED:
+        raise TooLarge(text[:20])
+    if not text.isascii():
+        text = _RAISED.sub(lambda m: "^{" + m.group().translate(RAISED) + "}", text)
+        text = _LOWERED.sub(lambda m: "_{" + m.group().translate(LOWERED) + "}", text).translate(UNICODE)
+    if "\\" in text:
+        text = _DROPPED.sub(" ", text)
+    if "," in text or " " in text or not text.isascii():
+        text = _GROUPED.sub(lambda m: m.group(1) + _NOT_DIGIT.sub("", m.group(2)), text)
+    found: list[Token] = []
+    at, depth, spaced = 0, 0, False
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise Strange(text[at])
+        kind = match.lastgroup
+        start, at = at, match.end()
+        if kind == "space":
+            spaced = True
+            continue
+        if kind == "comma" and depth > 0:  # (1,000) is a pair; only at the top level a bare comma groups thousands
+            match = re.compile(r"\d+").match(text, start)
+            assert match is not None
+            at = match.end()
+            found.append(Token("num", match.group(), spaced))
+        elif kind == "comma":
+            found.append(Token("num", match.group().replace(",", ""), spaced))
+        elif kind == "num":
+            found.append(Token("num", match.group(), spaced))
+        elif kind == "name":
+            found.append(Token(match["env"], match["name"], spaced))
+        elif kind == "word":
+            _add_letters(match.group(), spaced, found, at < len(text) and text[at].isdigit())
+        elif kind == "cmd":
+            at, spaced_out = _add_command(match["cmd"], text, at, spaced, found)
+            if spaced_out:
+                spaced = True
+                continue
+        else:
+            value = _SAME_OP.get(match.group(), match.group())
+            depth += (value in ("(", "[", r"\{")) - (value in (")", "]", r"\}"))
+            found.append(Token("op", value, spaced))
+        spaced = False
+        if len(found) > MAX_TOKENS:
+            raise TooLarge(text[:20])
+    found += [END, END]  # one may be looked past
+    return found
+
+
+def _add_command(name: str, text: str, at: int, spaced: bool, found: list[Token]) -> tuple[int, bool]:
+    """Append what the command \\name means; gives where to read on and whether it was only white space."""
+    if name in SPACES or name in SILENT:
+        if name in ("left", "right") and text[at : at + 1] == ".":
+            at += 1
+        return at, True
+    if name in TEXTS:
+        braced = _BRACED.match(text, at)
+        if braced is None:
+            raise Strange(name)
+        joined = braced.group(1).strip(" ,")
+        if joined in ("and", "or"):
+            found.append(Token("op", joined, spaced))
+            return braced.end(), False
+        found.append(Token("text", f"{'mathrm' if name in ('mathrm', 'operatorname') else 'text'}:{braced.group(1)}", spaced))
+        return braced.end(), False
+    if name in OPERATORS:
+        found.append(Token("op", OPERATORS[name], spaced))
+    elif name in GREEK:
+        found.append(Token("sym", "\\" + SAME_LETTER.get(name, name), spaced))
+    elif name in ("pi", "infty"):
+        found.append(Token("const", "pi" if name == "pi" else "inf", spaced))
+    elif name in ("imath", "jmath"):
+        found.append(Token("const", "i", spaced))
+    elif name in FUNCTIONS or name in SAME_FUNCTION:
+        found.append(Token("fn", SAME_FUNCTION.get(name, name), spaced))
+    elif name in FRACTIONS or name in BINOMIALS:
+        found.append(Token("cmd", "frac" if name in FRACTIONS else "binom", spaced))
+    elif name in FONTS:
+        return at, True  # \mathbf{x}: the braces group
+    else:
+        found.append(Token("cmd", name, spaced))  # known to the parser, or strange
+    return at, False
+
+
+_WORDLIKE = re.compile(r"[A-Z][a-z]*[aeiou][a-z]*|[^\WaeiouA-Z][eiou][^\WaeiouA-Z]", re.ASCII)  # Bob, hen; but xyz, abx
+
+
+def kind_of_run(run: str) -> str:
+    """What a run of two or more letters is: fn, const, unit, word or product (of one-letter symbols)."""
+    small = run.casefold()
+    if run in FUNCTIONS or run in SAME_FUNCTION or run in OF_INTEGERS or run in ("sqrt", "cbrt", "abs", "mod", "binom"):
+        return "fn"
+    if run == "pi" or small in NUMBER_WORDS or small in ("inf", "oo"):
+        return "const"
+    if run in GREEK:
+        return "sym"
+    if small in UNITS:
+        return "unit"
+    if small in SHORT_WORDS:
+        return "word"
+    if len(run) == 3 and (_WORDLIKE.fullmatch(run) or len(set(run)) < 3):
+        return "word"
+    if len(run) <= 3 or all(ord(b) - ord(a) == 1 for a, b in pairwise(run)):
+        return "product"
+    return "product" if len(run) <= 5 and not set(small) & set("aeiou") else "word"
+
+
+def _add_letters(run: str, spaced: bool, found: list[Token], digit_follows: bool) -> None:
+    if len(run) == 1:
+        found.append(Token("const", run, spaced) if run in "ie" else Token("sym", run, spaced))
+        if digit_follows:  # x2, 0x1F: no way to tell what is meant
+            raise Strange(run)
+        return
+    kind = kind_of_run(run)
+    if kind == "fn":
+        if digit_follows and run == "log":
+            raise Strange(run)
+        found.append(Token("op" if run == "mod" else "fn", SAME_FUNCTION.get(run, run), spaced))
+        return
+    if kind == "const":
+        found.append(Token("const", "pi" if run == "pi" else "inf", spaced))
+    elif kind == "sym":
+        found.append(Token("sym", "\\" + SAME_LETTER.get(run, run), spaced))
+    elif kind == "unit":
+        found.append(Token("unit", run.casefold(), spaced))
+    else:
+        for name in SPLIT_OFF:  # sinx, xsin(x), but not cosine
+            if len(run) - len(name) in (1, 2) and (run.endswith(name) or (run.startswith(name) and len(run) - len(name) == 1)):
+                before, after = (run[: -len(name)], "") if run.endswith(name) else ("", run[len(name) :])
+                for letter in before:
+                    _add_letters(letter, spaced, found, False)
+                found.append(Token("fn", SAME_FUNCTION.get(name, name), spaced))
+                for letter in after:
+                    _add_letters(letter, False, found, digit_follows)
+                return
+        if kind == "product":
+            for letter in run:
+                _add_letters(letter, spaced, found, False)
+                spaced = False
+        else:
+            low = run.casefold()
+            found.append(Token("op" if low in ("and", "or") else "word", low if low in ("and", "or") else run, spaced))
+    if digit_follows:
+        raise Strange(run)

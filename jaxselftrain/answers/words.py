@@ -1,0 +1,85 @@
+"""Takes text, gives it in one spelling, tells placeholders from answers, and gives the key of an answer made of words."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+from jaxselftrain.answers.tables import FUNCTIONS
+from jaxselftrain.answers.tokens import Strange, kind_of_run
+
+MAX_CHARACTERS: Final = 10_000  # a longer answer keeps its exact text: normalising some Unicode texts takes quadratic time
+
+_PLACEHOLDERS: Final = frozenset(
+    {"", "n/a", "nan", "none", "null", "answer", "your answer", "final answer", r"\ldots", r"\dots", r"\cdots"}
+)  # once . and ? are gone
+_WRAPPERS = re.compile(
+    r"\$\$(?P<a>[^$]*)\$\$|\$(?P<b>[^$]*)\$|\\\((?P<c>(?:(?!\\[()]).)*)\\\)|\\\[(?P<d>(?:(?!\\[\[\]]).)*)\\\]"
+    r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boxed|fbox)\s*\{(?P<e>[^{}]*)\}|\*\*(?P<f>[^*]*)\*\*|`(?P<g>[^`]*)`"
+)
+_PHRASE = re.compile(r"[^\W\d_]+(?:['’]?[^\W\d_]+)*(?:[ ,;:.!?'’()/-]+(?:[^\W\d_]+['’]?)+)*[.!?)]*")
+_RUN = re.compile(r"[^\W\d_]+")
+_CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]")
+
+
+def normal(text: str) -> str:
+    """The text in one spelling: compatibility forms folded, white space collapsed, wrappers around the whole removed."""
+    if len(text) > MAX_CHARACTERS:
+        return text
+    if not text.isascii():
+        # NFKC turns 2⁵ into 25 and ½ into 1⁄2: with such a character in it, the text keeps its own form.
+        raised = any(unicodedata.decomposition(c).startswith(("<super>", "<sub>", "<fraction>")) for c in text if c > "\x7f")
+        text = unicodedata.normalize("NFC" if raised else "NFKC", text).replace("\ufeff", "")
+    text = " ".join(text.split())
+    for _ in range(4):  # $\text{(B)}$ has three; more is somebody's joke
+        inside = _WRAPPERS.fullmatch(text) if text[:1] in "$\\*`" else None
+        if inside is None:
+            break
+        text = next(group for group in inside.groups() if group is not None).strip()
+    return text
+
+
+def is_placeholder(text: str) -> bool:
+    """Whether normalised text is empty or a stand-in for an answer."""
+    return len(text) < 20 and text.casefold().strip(" .?") in _PLACEHOLDERS
+
+
+def has_control_characters(text: str) -> bool:
+    """Control, format, private and unassigned characters (tabs, line ends and a byte-order mark aside), or a decoding error."""
+    if text.isascii() and text.isprintable():
+        return False
+    return any(
+        c not in "\t\r\n\ufeff" and (c == "\ufffd" or unicodedata.category(c)[0] == "C") for c in text if not " " <= c <= "~"
+    )
+
+
+def choice(text: str) -> str | None:
+    """The letter of (B), B. or B)."""
+    found = _CHOICE.fullmatch(text)
+    return None if found is None else found["a"] or found["b"]
+
+
+def is_words(text: str) -> bool:
+    """Whether an answer reads as words and not as mathematics: letters and light punctuation, at least one run a word."""
+    if not _PHRASE.fullmatch(text) or len(text) > 300:
+        return False
+    runs = [run for run in _RUN.findall(text) if len(run) > 1]
+    if any(run in FUNCTIONS for run in runs):
+        return False
+    return any(kind_of_run(run) in ("word", "unit") and run.casefold() not in ("and", "or", "percent") for run in runs)
+
+
+def words_key(text: str) -> str:
+    """The key of words: case and punctuation folded; a comma, "and", "or" separate names whose order is free."""
+    if any(c > "\x7f" and c.isalpha() and not unicodedata.name(c, "").startswith("LATIN") for c in text):
+        raise Strange("script")
+    if not re.fullmatch(r"[^\W\d_]+(?:[ ,;:.!?'’()/-]+[^\W\d_]+)*[ .!?)]*", text.strip(" (")):
+        raise Strange("words")
+    if len(text) == 1:
+        return "t:" + text
+    text = text.casefold().replace("’", "'")
+    parts = [" ".join(re.sub(r"[.!?()]", " ", part).split()) for part in re.split(r"[,;]|\band\b|\bor\b", text)]
+    if len(parts) == 1 or not all(parts) or any(part.count(" ") > 1 for part in parts):
+        return "t:" + " ".join(re.sub(r"[.!?(),;]", " ", text).split())
+    return "s:{" + "|".join(sorted({"t:" + part for part in parts})) + "}"

@@ -1,0 +1,96 @@
+"""Takes the responses of one sampling call, gives what the host decides: feedback, its metrics, rows for the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jaxselftrain.answer_key import AnswerKey
+from jaxselftrain.answers import answer_key as canonical_key
+from jaxselftrain.config import Config
+from jaxselftrain.metrics import vote_metrics
+from jaxselftrain.questions import Question
+from jaxselftrain.rewards import Feedback, feedback
+from jaxselftrain.voter import Voter
+from jaxselftrain.votes import Vote, vote
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The host's decision on one batch."""
+
+    feedback: Feedback
+    votes: list[Vote]
+    metrics: dict[str, float]
+    responses: list[dict[str, Any]]  # rows of responses.jsonl
+
+
+def judge(
+    config: Config,
+    questions: Sequence[Question],
+    texts: Sequence[str],
+    length_QN: np.ndarray,
+    ended_QN: np.ndarray,
+    *,
+    voter: Voter,
+    answer_key: AnswerKey,
+    step: int,
+) -> Verdict:
+    """Reads the answers, votes, and decides what the next update learns; `texts` are question-major, Q * N of them.
+
+    The answer key is watched by metrics, and reaches a reward only where `reward.source` says gold.
+    """
+    started = time.perf_counter()
+    Q, N = length_QN.shape
+    ids = [question.id for question in questions]
+    reading = voter.read(texts)
+    keys = [list(reading.keys[q * N : (q + 1) * N]) for q in range(Q)]
+    count = partial(vote, ties=config.vote.ties, denominator=config.vote.denominator, opaque_may_win=config.vote.opaque_may_win)
+    votes = [count(k) for k in keys]
+    decided = feedback(
+        keys,
+        votes,
+        source=config.reward.source,
+        labels=_gold(answer_key, ids) if config.reward.source == "gold" else None,
+        samples_trained=config.samples_trained,
+        ids=ids,
+        seed=config.train.seed,
+        step=step,
+    )
+    watched = answer_key if len(answer_key) else None
+    metrics = vote_metrics(keys, votes, decided.reward_QN, length_QN, ~ended_QN, ids, watched)
+    metrics["voter_kills"] = reading.killed
+    logged = range(min(config.log.responses, Q))
+    responses = [_row(questions[q], votes[q], _samples(q, texts, reading.answers, decided, length_QN, ended_QN)) for q in logged]
+    return Verdict(decided, votes, metrics | {"voter_seconds": time.perf_counter() - started}, responses)
+
+
+def _gold(answer_key: AnswerKey, ids: Sequence[str]) -> list[str | None]:
+    """Gold answers' keys, for the labelled baseline alone."""
+    golds = [answer_key.gold(i) for i in ids]
+    return [None if gold is None else canonical_key(gold) for gold in golds]
+
+
+def _row(question: Question, counted: Vote, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    row = {"id": question.id, "question": question.text, "majority": counted.majority, "share": counted.share}
+    return row | {"classes": [list(c) for c in counted.classes], "samples": samples}
+
+
+def _samples(q: int, texts, answers, decided: Feedback, length_QN, ended_QN) -> list[dict[str, Any]]:
+    """Every sample of question q with its answer and its reward."""
+    N = length_QN.shape[1]
+    return [
+        {
+            "text": texts[q * N + n],
+            "answer": answers[q * N + n],
+            "reward": float(decided.reward_QN[q, n]),
+            "tokens": int(length_QN[q, n]),
+            "truncated": not bool(ended_QN[q, n]),
+        }
+        for n in range(N)
+    ]

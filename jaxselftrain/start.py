@@ -1,0 +1,110 @@
+"""Takes a run's config, parts and checkpoints, gives what its loop goes on from: the newest checkpoint, or the beginning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxselftrain.assembly import Parts
+from jaxselftrain.checkpoints import Checkpoints
+from jaxselftrain.errors import UserError
+from jaxselftrain.optimizer import init_moments
+from jaxselftrain.questions import Question
+from jaxselftrain.rewards import Feedback
+from jaxselftrain.rollouts import Rollouts, empty_rollouts
+from jaxselftrain.sharding import named
+from jaxselftrain.step import abstract_state, make_transform, rollout_shardings, state_shardings
+from jaxselftrain.update import State
+
+
+@dataclass
+class Host:
+    """The loop's own memory between steps; a checkpoint keeps all of it."""
+
+    step: int = 0  # updates done
+    sampled: bool = False  # whether rollouts and feedback await an update
+    pending: dict[str, float] = field(default_factory=dict)  # the metrics of their vote
+    responses: list[dict] = field(default_factory=list)  # the samples of theirs that are logged
+    bad_updates: int = 0
+    bad_in_a_row: int = 0
+    best: float | None = None  # highest held-out avg@k so far
+    reference: dict[str, float] | None = None  # fingerprint of the frozen initial policy
+    tokens: int = 0  # response tokens in the rollouts that await their update
+    questions: str = ""  # fingerprint of the training questions and their order
+    seconds: float = 0.0  # wall time of all the processes that worked on this run
+
+
+def begin(
+    parts: Parts, checkpoints: Checkpoints, questions: Sequence[Question], *, width: int, say: Callable[[str], None]
+) -> tuple[State, Rollouts, Feedback, Host]:
+    """The newest checkpoint's state, rollouts, feedback and counters; without one, the initial policy's and empty ones.
+
+    Raises UserError when the questions or the reference weights are no longer those that the run started from.
+    """
+    config = parts.config
+    M, N, Q = config.samples_trained, config.vote.samples, config.rollout.questions
+    shapes = dict(Q=Q, N=N, C=width, T=config.rollout.max_tokens)
+    nothing = Feedback(
+        reward_QN=np.zeros((Q, N), np.float32),
+        weight_QN=np.zeros((Q, N), np.float32),
+        kl_weight_Q=np.zeros(Q, np.float32),
+        chosen_QM=np.tile(np.arange(M, dtype=np.int32), (Q, 1)),
+        learn=np.asarray(False),
+    )
+    reference = parts.params() if config.keeps_reference else None
+    steps = checkpoints.steps()
+    if not steps:
+        rollouts = jax.jit(lambda: empty_rollouts(**shapes), out_shardings=rollout_shardings(parts.mesh))()
+        host = Host(reference=_means(reference), questions=_fingerprint(questions))
+        return _initial_state(parts, reference), rollouts, nothing, host
+    abstract = abstract_state(config, parts.architecture), jax.eval_shape(lambda: empty_rollouts(**shapes))
+    at = state_shardings(config, parts.architecture, parts.mesh), rollout_shardings(parts.mesh)
+    state, rollouts = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), abstract, at)
+    saved = checkpoints.restore(steps[-1], state, rollouts, nothing)
+    host = Host(**saved.host)
+    say(f"resuming after step {host.step}")
+    _check_reference(host, reference, config.model.path)
+    if host.questions != _fingerprint(questions):
+        raise UserError(
+            f"the training questions are not those that {checkpoints.folder.parent} started from (their source has changed); "
+            "put the old ones back, or choose another train.folder"
+        )
+    return replace(saved.state, reference=reference), saved.rollouts, saved.feedback, host
+
+
+def _initial_state(parts: Parts, reference: dict[str, jax.Array] | None) -> State:
+    config = parts.config
+    params = parts.params()
+    at = state_shardings(config, parts.architecture, parts.mesh)
+    transform, dtype = make_transform(config), config.optimizer.state_dtype
+    moments = jax.jit(lambda p: init_moments(transform, p, dtype=dtype), out_shardings=at.moments)(params)
+    count, seed = jax.device_put((np.int32(0), np.uint32(config.train.seed)), named(parts.mesh))
+    return State(params, moments, count, seed, reference)
+
+
+def _fingerprint(questions: Sequence[Question]) -> str:
+    texts = "\0".join(f"{question.id}\0{question.text}" for question in questions)
+    return hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+
+
+def _check_reference(host: Host, reference: dict[str, jax.Array] | None, path: str) -> None:
+    now = _means(reference)
+    for name, value in (host.reference or {}).items():
+        if now is not None and not np.isclose(now[name], value, rtol=1e-4):
+            raise UserError(
+                f"the weights at model.path = {path} are not those this run started from ({name} differs), so the KL "
+                "reference cannot be kept; put the old ones back"
+            )
+
+
+def _means(params: dict[str, jax.Array] | None) -> dict[str, float] | None:
+    """Mean size of each parameter, to tell whether it is still the same; None without parameters."""
+    if params is None:
+        return None
+    sums = jax.jit(lambda p: {name: jnp.abs(x.astype(jnp.float32)).mean() for name, x in p.items()})(params)
+    return {name: float(x) for name, x in jax.device_get(sums).items()}

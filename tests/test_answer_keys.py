@@ -1,0 +1,167 @@
+"""Keys against labelled cases: equal and unequal pairs, hostile completions, triples, groups of spellings, the doc's table."""
+
+import json
+import resource
+import time
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from jaxselftrain.answers import answer_key, extract, is_opaque, matches
+from jaxselftrain.config import Answer
+
+DATA = Path(__file__).parent / "data"
+DOC = Path(__file__).parents[1] / "docs" / "voter.md"
+
+
+def rows(name):
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
+CASES = rows("equivalence_cases.jsonl")
+HOSTILE = rows("hostile_answers.jsonl")
+TRIPLES = rows("nontransitive_triples.jsonl")
+GROUPS = rows("equal_answers.jsonl")
+
+
+def test_at_least_98_percent_of_the_cases_are_right_and_nothing_is_wrongly_equal():
+    wrong = [case for case in CASES if matches(case["a"], case["b"]) != case["equal"]]
+    assert [case["id"] for case in wrong if case["basis"] == "math" and not case["equal"]] == []
+    assert len(wrong) <= 0.02 * len(CASES), wrong
+
+
+def test_matching_is_symmetric():
+    pairs = [(case["a"], case["b"]) for case in CASES] + [(t["a"], t["bridge"]) for t in TRIPLES]
+    assert [pair for pair in pairs if matches(*pair) != matches(*reversed(pair))] == []
+
+
+def test_matching_is_transitive_on_every_triple_of_answers_that_share_one():
+    """On all triples of the answers of all cases: what matches the same answer matches."""
+    answers = sorted(
+        {text for case in CASES for text in (case["a"], case["b"])} | {t[k] for t in TRIPLES for k in ("a", "bridge", "c")}
+    )
+    keys = {answer: answer_key(answer) for answer in answers}
+    equal = {a: {b for b in answers if keys[a] is not None and keys[a] == keys[b]} for a in answers}
+    for a in answers:
+        for b in equal[a]:
+            assert equal[b] == equal[a]
+    for triple in TRIPLES:
+        if matches(triple["a"], triple["bridge"]) and matches(triple["bridge"], triple["c"]):
+            assert matches(triple["a"], triple["c"])
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group[0])
+def test_spellings_of_one_answer_share_its_key(group):
+    keys = {spelling: answer_key(spelling) for spelling in group}
+    assert len(set(keys.values())) == 1 and keys[group[0]] is not None and not is_opaque(keys[group[0]]), keys
+
+
+def test_groups_of_spellings_differ_from_each_other():
+    heads = {group[0]: answer_key(group[0]) for group in GROUPS}
+    assert [(a, b) for a, b in combinations(heads, 2) if heads[a] == heads[b]] == []
+
+
+@pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case["id"])
+def test_hostile_completions_cost_little_and_count_as_wanted(case):
+    text = case["text"] if "text" in case else "".join(part * times for part, times in case["parts"])
+    start = time.process_time()
+    found = extract(text, Answer(format="boxed"))
+    key = None if found is None else answer_key(found)
+    assert time.process_time() - start < 0.5
+    want = case["want"]
+    if want == "none":
+        assert key is None
+    elif want == "opaque|none":
+        assert key is None or is_opaque(key)
+    elif want.startswith("value:"):
+        assert key == answer_key(want.removeprefix("value:"))
+    else:
+        assert want == "any" and (key is None or ":" in key)
+    if "payload" in case:
+        answer_key(case["payload"])  # without the extraction's limits
+    assert time.process_time() - start < 0.5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 2**20  # KiB; the worker's own limit is tested with the voter
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1/0",
+        r"\frac{0}{0}",
+        r"\infty-\infty",
+        r"0\cdot\infty",
+        r"\ln 0",
+        r"\frac{1}{\sqrt2-\sqrt2}",
+        r"(-1)!",
+        "%5",
+        r"\phantom{5}",
+        r"7 \bmod 0",
+    ],
+)
+def test_what_has_no_value_is_no_answer(text):
+    assert answer_key(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9" * 2000,
+        "9^{9^9}",
+        "10001!",
+        "x" + "+1" * 300,
+        "(" * 50 + "1" + ")" * 50,
+        r"\sqrt{" * 45 + "2" + "}" * 45,
+        "x2",
+        "0x1F",
+        "1_000",
+        "x_1_2",
+        r"\unknown{5}",
+        "5 or more",
+        r"5\text{ if }x>0",
+        r"1,2,\ldots,n",
+        r"\tan\frac{\pi}{2}",
+        "5=5",
+        "2+2=5",
+        r"\mathbb{R}",
+        r"x\in\mathbb{R}",
+        r"\int_0^1 x\,dx",
+        "x < y = z",
+        "1 2/1",
+        "3 4",
+        "5 apples and 7 pears",
+    ],
+)
+def test_what_is_too_much_or_not_mathematics_is_its_exact_text(text):
+    assert answer_key(text) == "o:" + " ".join(text.split())
+
+
+def test_the_same_text_has_the_same_key_whatever_came_before():
+    texts = [case["a"] for case in CASES]
+    first = [answer_key(text) for text in texts]
+    assert [answer_key(text) for text in reversed(texts)] == first[::-1]
+
+
+def table_of_the_doc():
+    """(answer, relation, answer) of every row."""
+    lines = [line for line in DOC.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    found = []
+    for line in lines:
+        a, relation, b, _ = (cell.strip() for cell in line.split("|")[1:-1])
+        found.append((*(text.strip("`").replace("&#124;", "|") for text in (a, b)), relation))
+    return found
+
+
+@pytest.mark.parametrize("row", table_of_the_doc(), ids=" ".join)
+def test_each_row_of_the_docs_table_holds(row):
+    a, b, relation = row
+    if relation == "no vote":
+        assert answer_key(a) is None
+    elif relation == "opaque":
+        assert is_opaque(answer_key(a))
+    else:
+        assert relation in ("=", "≠") and matches(a, b) == (relation == "=")
+
+
+def test_the_docs_table_is_read_in_full():
+    assert len(table_of_the_doc()) > 60

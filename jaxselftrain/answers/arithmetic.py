@@ -204,6 +204,8 @@ class Arithmetic:
                 raise TooLarge("power")
             self._charge_exact(bits(a) * abs(n))
             return a**n
+        if type(a) is Gauss and not a.re and abs(a.im) == 1:
+            n %= 4  # i
         if type(a) is list or type(a) is Gauss:
             if abs(n) > 200 or (type(a) is list and n < 1):
                 raise TooLarge("power")

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Final
 
 from jaxselftrain.answers.reader import Reader, Tree, integer
-from jaxselftrain.answers.tables import INVERSE, OF_INTEGERS, TRIGONOMETRIC
+from jaxselftrain.answers.tables import CURRENCIES, INVERSE, OF_INTEGERS, TRIGONOMETRIC
 from jaxselftrain.answers.tokens import Nothing, Strange, Token, TooLarge, kind_of_run
 
 MAX_EXPONENT: Final = 5_000  # of ten, in a number such as 1e300
@@ -104,8 +104,10 @@ class Atoms(Reader):
             return self.symbol(content) if content not in "ei" else ("const", content)
         if content.isascii() and content.isdigit():
             return self.number(Token("num", content, False))
-        if content in OF_INTEGERS:
+        if content in OF_INTEGERS or content in ("floor", "ceil", "det"):
             return self.function(content)
+        if content in CURRENCIES:
+            return self.primary()
         if token.value.startswith("mathrm:") and kind_of_run(content or "?") == "fn":
             return self.function(content)
         if not content:
@@ -119,8 +121,12 @@ class Atoms(Reader):
     def function(self, name: str) -> Tree:
         """A named function with its argument; sin^2 x, sin^{-1} x and log_2 x carry something in between."""
         if name in _FUNCTIONS_OF_MANY:
-            self.expect("(")
-            return ("fn", name, self.arguments(")"))
+            opening = self.take().value
+            if opening not in ("(", r"\{"):
+                raise Strange(name)
+            return ("fn", name, self.arguments(")" if opening == "(" else r"\}"))
+        if name in ("floor", "ceil", "det"):
+            return ("fn", name, (self.function_argument(),))
         if name in ("sqrt", "cbrt", "abs"):
             inside = self.function_argument()
             if name == "abs":
@@ -199,7 +205,7 @@ class Atoms(Reader):
             inside = self.expression()
             self.expect("r" + name)
             return ("fn", name, (inside,))
-        if name in ("gcd", "lcm", "max", "min"):
+        if name in ("gcd", "lcm", "max", "min", "det"):
             return self.function(name)
         if name in ("emptyset", "varnothing"):
             return ("set", ())

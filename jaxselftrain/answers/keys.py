@@ -19,7 +19,7 @@ from jaxselftrain.answers.words import choice, has_control_characters, is_placeh
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,299})", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2}:\d\d)(?:\s|\\[ ,;~]|~)*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\s*\}?\.?", re.ASCII)
 _HEX = re.compile(r"0[xXbBoO][0-9A-Fa-f]+")
-_TRAILING = re.compile(r"(?:(?<!\\)[.,;:\s])+\Z|\\\\\Z")  # but not the comma of a thin space
+_TRAILING = re.compile(r"(?:(?<!\\)[,;:\s])*(?:(?<![.\\])\.)?\Z")  # but not the comma of a thin space, nor "3.14..."
 
 
 def answer_key(answer: str) -> str | None:

@@ -119,6 +119,7 @@ def _conditions_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget
                 common = intersection(common, one)
             if common:
                 return region_key(common)
+            return region_key(normal([piece for one in regions for piece in one]))  # "x < 1 and x > 3" means either
     return f"L:{'|'.join(sorted(set(separators)))}" + set_key([tree_key(item, budget) for item in items])
 
 
@@ -151,6 +152,9 @@ def _named(tree: Tree) -> str | None:
         return "text " + tree[1]
     if tree[0] == "app" and all(argument[0] in ("sym", "num") for argument in tree[2]):
         return f"{tree[1]}({','.join(str(argument[1]) for argument in tree[2])})"
+    if tree[0] == "mul" and not tree[2] and all(factor[0] == "sym" for factor in tree[1]):
+        letters = "".join(factor[1] for factor in tree[1])  # AB = 5, m\angle A = 30: a segment, an angle
+        return letters if letters.isascii() and letters.removeprefix("m").isupper() else None
     if tree[0] in ("tuple", "ratio"):
         names = [_named(item) for item in tree[1]]
         if all(name is not None and not name.startswith("text ") for name in names):
@@ -174,7 +178,7 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
         if side[0] == "sym" and other[0] == "sym":
             first, second = sorted((side, other), key=lambda s: s[1])
             return second[1], first  # y = x and x = y alike
-        inner = side[0] in ("mul", "app")  # f(x) = x + 1 names the variable that it is about
+        inner = side[0] == "app"  # f(x) = x + 1 names the variable that it is about
         if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and side[-1] != other)):
             return name, other
     return None

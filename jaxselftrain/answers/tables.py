@@ -116,6 +116,7 @@ NOT_UNITS: Final = frozenset(
     "and or if not no for when where is are was to than more less least most remainder then else otherwise but except without "
     "mod base about approximately nearly almost between from until plus minus divided import exec eval open".split()
 )
+CURRENCIES: Final = frozenset({r"\$", "$", "€", "£", "USD", "Rs.", "Rs. ", "US\\$"})
 PERCENT: Final = frozenset({"percent", "percents", "per cent", "pct"})
 DEGREES: Final = frozenset({"degree", "degrees", "deg"})
 

@@ -12,7 +12,7 @@ from jaxselftrain.answers.atoms import HALF
 from jaxselftrain.answers.evaluate import settle, substitute, variables
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.scalars import infinite, is_scalar, number_key, real_number, scalar_key
-from jaxselftrain.answers.tokens import Strange
+from jaxselftrain.answers.tokens import Nothing, Strange
 
 
 class End(NamedTuple):
@@ -218,10 +218,13 @@ def _roots(tree: Tree, x: Tree, budget: Budget) -> list[tuple[End, Tree]] | None
     c = at(0)
     a = minus(("mul", (("add", (at(1), at(-1))), HALF), ()), c)
     b = ("mul", (minus(at(1), at(-1)), HALF), ())
-    for probe in (Fraction(5), Fraction(-11, 3)):
-        guess = ("add", (("mul", (a, num(probe * probe)), ()), ("mul", (b, num(probe)), ()), c))
-        if real_number(minus(at(probe), guess), budget) != 0:
-            return None
+    try:
+        for probe in (Fraction(5), Fraction(-11, 3)):
+            guess = ("add", (("mul", (a, num(probe * probe)), ()), ("mul", (b, num(probe)), ()), c))
+            if real_number(minus(at(probe), guess), budget) != 0:
+                return None
+    except Nothing:  # 1/x at 0
+        return None
     if real_number(a, budget) == 0:
         slope = real_number(b, budget)
         if not slope:

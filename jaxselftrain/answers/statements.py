@@ -30,7 +30,7 @@ from jaxselftrain.answers.scalars import (
     scalar_key,
     signed,
 )
-from jaxselftrain.answers.tokens import Strange
+from jaxselftrain.answers.tokens import Nothing, Strange
 from jaxselftrain.answers.words import words_key
 
 INTEGERS: Final = ("numbers", "Z")
@@ -42,7 +42,8 @@ def tree_key(tree: Tree, budget: Budget) -> str:
     if tree[0] == "list":
         return _list_key(tree[1], tree[2], budget)
     if tree[0] == "set":
-        return set_key(_keys(tree[1], budget))
+        key = set_key(_keys(tree[1], budget))
+        return "s:{s:{}}" if key == "s:{}" and tree[1] else key  # the set of the empty set is not empty
     trees = signed(tree)
     if len(trees) > 1:
         return set_key([tree_key(one, budget) for one in trees])
@@ -178,7 +179,7 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
         if side[0] == "sym" and other[0] == "sym":
             first, second = sorted((side, other), key=lambda s: s[1])
             return second[1], first  # y = x and x = y alike
-        inner = side[0] == "app"  # f(x) = x + 1 names the variable that it is about
+        inner = side[0] == "app" or "/d" in name  # f(x) = x + 1 names the variable that it is about
         if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and side[-1] != other)):
             return name, other
     return None
@@ -245,7 +246,7 @@ def _solved(difference: Tree, name: str, names: set[str], budget: Budget) -> Tre
         further = substitute(difference, x, num(Fraction(7, 5)))
         if scalar_key(minus(further, at[0]), budget) != f"n:{factor * Fraction(7, 5)}":
             return None
-    except Strange:
+    except (Strange, Nothing):
         return None
     return ("mul", (("neg", at[0]),), (num(factor),))
 

@@ -159,6 +159,7 @@ def _add_command(name: str, text: str, at: int, spaced: bool, found: list[Token]
     return at, False
 
 
+_ATTACHED = re.compile(rf"(?P<before>[a-z]?[nrtxyz])?(?P<name>{'|'.join(SPLIT_OFF)})(?P<after>[xyzABC])?")  # sinx, xln; not cost
 _WORDLIKE = re.compile(r"[A-Z][a-z]*[aeiou][a-z]*|[^\WaeiouA-Z][eiou][^\WaeiouA-Z]", re.ASCII)  # Bob, hen; but xyz, abx
 
 
@@ -173,6 +174,8 @@ def kind_of_run(run: str) -> str:
         return "sym"
     if small in UNITS:
         return "unit"
+    if _ATTACHED.fullmatch(run):
+        return "product"
     if small in SHORT_WORDS:
         return "word"
     if len(run) == 3 and (_WORDLIKE.fullmatch(run) or len(set(run)) < 3):
@@ -201,15 +204,14 @@ def _add_letters(run: str, spaced: bool, found: list[Token], digit_follows: bool
     elif kind == "unit":
         found.append(Token("unit", run.casefold(), spaced))
     else:
-        for name in SPLIT_OFF:  # sinx, xsin(x), but not cosine
-            if len(run) - len(name) in (1, 2) and (run.endswith(name) or (run.startswith(name) and len(run) - len(name) == 1)):
-                before, after = (run[: -len(name)], "") if run.endswith(name) else ("", run[len(name) :])
-                for letter in before:
-                    _add_letters(letter, spaced, found, False)
-                found.append(Token("fn", SAME_FUNCTION.get(name, name), spaced))
-                for letter in after:
-                    _add_letters(letter, False, found, digit_follows)
-                return
+        attached = _ATTACHED.fullmatch(run)
+        if attached is not None:
+            for letter in attached["before"] or "":
+                _add_letters(letter, spaced, found, False)
+            found.append(Token("fn", SAME_FUNCTION.get(attached["name"], attached["name"]), spaced))
+            for letter in attached["after"] or "":
+                _add_letters(letter, False, found, digit_follows)
+            return
         if kind == "product":
             for letter in run:
                 _add_letters(letter, spaced, found, False)

@@ -187,8 +187,12 @@ class Atoms(Reader):
 
     def command(self, name: str) -> Tree:
         if name == "frac":
-            top = self.argument()
-            return ("mul", (top,), (self.argument(),))
+            top, bottom = self.argument(), self.argument()
+            if bottom[0] == "mul" and bottom[1][0] == ("sym", "d"):  # \frac{dy}{dx} is a name, \frac{d}{dx} an operator
+                if top[0] != "mul" or top[1][0] != ("sym", "d") or len(top[1]) != 2 or top[1][1][0] != "sym":
+                    raise Strange("derivative")
+                return ("sym", f"d{top[1][1][1]}/d{bottom[1][-1][-1]}")
+            return ("mul", (top,), (bottom,))
         if name == "binom":
             top = self.argument()
             return ("fn", "binom", (top, self.argument()))

@@ -18,13 +18,13 @@ from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
 POINTS: Final = 5
-DIGITS: Final = (90, 150)  # the two precisions; they must agree to
-AGREED: Final = Fraction(1, 10**75)
+DIGITS: Final = (130, 190)  # the two precisions; they must agree to
+AGREED: Final = Fraction(1, 10**115)
 MORE_DIGITS: Final = (300, 600)  # where they don't: mostly a zero
 SIMPLE: Final = 10**40  # a fraction below this height is recognised, with this closeness:
 SIMPLE_BITS: Final = 134
-CLOSE: Final = Fraction(1, 10**115)
-KEPT_DIGITS: Final = 60
+CLOSE: Final = Fraction(1, 10**140)
+KEPT_DIGITS: Final = 100
 MAX_TERMS: Final = 200  # of a sum or product
 
 

@@ -25,7 +25,7 @@ _TRAILING = re.compile(r"(?:(?<!\\)[,;:\s])*(?:(?<![.\\])\.)?\Z")  # but not the
 def answer_key(answer: str) -> str | None:
     r"""The canonical key of an answer, or None when it is no answer at all. docs/voter.md has the policy with examples.
 
-    The kind stands before the first colon: n (exact real), r and c (real and complex to 60 digits), f (function), t (words,
+    The kind stands before the first colon: n (exact real), r and c (real and complex to 100 digits), f (function), t (words,
     letters), p (tuple, open interval), I (other sets of reals), s (set, list), a (named values), e and i (equation,
     inequality up to scale), m (matrix), q (ratio), mod (congruence), and o: opaque, the answer's exact text, when it is
     not read as mathematics or words, or is too long, too deep or too large to compute.

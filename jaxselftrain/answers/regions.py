@@ -137,6 +137,16 @@ def minus(a: Tree, b: Tree) -> Tree:
     return ("add", (a, ("neg", b)))
 
 
+def half_line(left: Tree, right: Tree, operator: str, budget: Budget) -> Region | None:
+    """`x < 5` and the like, without solving anything; None for every other inequality."""
+    end = _end(right, budget) if left[0] == "sym" else None
+    if end is None:
+        return None
+    closed = operator in ("<=", ">=")
+    below, above = Piece(BELOW, end, False, closed), Piece(end, ABOVE, closed, False)
+    return {"<": [below], ">": [above], "!=": [below, above]}[operator[:1] if operator != "!=" else operator]
+
+
 def solve(difference: Tree, operator: str, name: str, budget: Budget) -> Region | None:
     """Where `difference` is below, above, ... zero, for a variable that it holds in linear or quadratic polynomials and | |.
 

@@ -12,6 +12,7 @@ from jaxselftrain.answers.evaluate import POINTS, Approximate, settle, substitut
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import (
     Region,
+    half_line,
     intersection,
     minus,
     normal,
@@ -156,14 +157,12 @@ def _named(tree: Tree) -> str | None:
     if tree[0] == "mul" and not tree[2] and all(factor[0] == "sym" for factor in tree[1]):
         letters = "".join(factor[1] for factor in tree[1])  # AB = 5, m\angle A = 30: a segment, an angle
         return letters if letters.isascii() and letters.removeprefix("m").isupper() else None
+    if tree[:2] == ("fn", "abs") and tree[2][0][0] in ("mul", "sym"):
+        return _named(tree[2][0]) if tree[2][0][0] == "mul" else None  # |AB| = 5
     if tree[0] in ("tuple", "ratio"):
         names = [_named(item) for item in tree[1]]
         if all(name is not None and not name.startswith("text ") for name in names):
             return f"({','.join(str(name) for name in names)})"
-    if tree[0] == "mul" and len(tree[1]) == len(tree[2]) == 1 and tree[1][0][0] == tree[2][0][0] == "mul":
-        top, bottom = tree[1][0][1], tree[2][0][1]  # \frac{dy}{dx} = ...
-        if top[0] == bottom[0] == ("sym", "d") and len(top) == len(bottom) == 2 and top[1][0] == bottom[1][0] == "sym":
-            return f"d{top[1][1]}/d{bottom[1][1]}"
     return None
 
 
@@ -179,7 +178,7 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
         if side[0] == "sym" and other[0] == "sym":
             first, second = sorted((side, other), key=lambda s: s[1])
             return second[1], first  # y = x and x = y alike
-        inner = side[0] == "app" or "/d" in name  # f(x) = x + 1 names the variable that it is about
+        inner = side[0] == "app"  # f(x) = x + 1 names the variable that it is about
         if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and side[-1] != other)):
             return name, other
     return None
@@ -284,7 +283,9 @@ def _inequality(tree: Tree, budget: Budget) -> Region | None:
         left_end, right_end = (infinite(side) if is_scalar(side) else 0 for side in (left, right))
         if left_end or right_end:
             continue  # -\infty < x says nothing
-        found = solve(minus(left, right), operator, next(iter(names)), budget)
+        found = half_line(left, right, operator, budget) or half_line(right, left, MIRROR[operator], budget)
+        if found is None:
+            found = solve(minus(left, right), operator, next(iter(names)), budget)
         if found is None:
             return None
         common = found if common is None else intersection(common, found)

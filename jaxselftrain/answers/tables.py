@@ -47,6 +47,7 @@ FONTS: Final = frozenset(
 TEXTS: Final = frozenset("text textbf textit textrm textsf texttt textnormal mbox hbox mathrm operatorname emph textup".split())
 FRACTIONS: Final = frozenset("frac dfrac tfrac cfrac sfrac".split())
 BINOMIALS: Final = frozenset("binom dbinom tbinom".split())
+DISPLAYS: Final = frozenset("equation align aligned alignat gather gathered split math displaymath multline center".split())
 MATRICES: Final = frozenset("matrix pmatrix bmatrix Bmatrix smallmatrix vmatrix array".split())
 OPERATORS: Final = {
     "cdot": "*",

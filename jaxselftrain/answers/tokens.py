@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from jaxselftrain.answers.tables import (
     BINOMIALS,
+    DISPLAYS,
     FONTS,
     FRACTIONS,
     FUNCTIONS,
@@ -104,6 +105,9 @@ def tokens(text: str) -> list[Token]:
             found.append(Token("num", match.group().replace(",", ""), spaced))
         elif kind == "num":
             found.append(Token("num", match.group(), spaced))
+        elif kind == "name" and match["name"] in DISPLAYS:
+            spaced = True
+            continue
         elif kind == "name":
             found.append(Token(match["env"], match["name"], spaced))
         elif kind == "word":

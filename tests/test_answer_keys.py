@@ -136,6 +136,44 @@ def test_what_is_too_much_or_not_mathematics_is_its_exact_text(text):
     assert answer_key(text) == "o:" + " ".join(text.split())
 
 
+def matrix(size, cell):
+    return r"\begin{pmatrix}" + r"\\".join("&".join(cell(r, c) for c in range(size)) for r in range(size)) + r"\end{pmatrix}"
+
+
+COSTLY = {
+    "a word with a digit after it": "a" * 999 + "1",
+    "words with apostrophes": "a'" * 400 + "1",
+    "punctuation": "a" + " .,;'" * 190 + "1",
+    "dollars": "$" * 999,
+    "brackets": "a" + "(" * 900,
+    "groups of digits": "1 000 " * 160,
+    "compatibility characters": "\ufdfa" * 500,
+    "accents": "a" + "\u0301" * 900,
+    "sums in sums": r"\sum_{a=1}^{200}\sum_{b=1}^{200}\sum_{c=1}^{200}abc",
+    "a power of a matrix": matrix(6, lambda r, c: "x") + "^{90}",
+    "a matrix of roots": matrix(8, lambda r, c: rf"\sqrt{{{8 * r + c + 2}}}"),
+    "a determinant": r"\left|" + matrix(6, lambda r, c: rf"\sqrt{{{r * c + 2}}}") + r"\right|",
+    "gamma functions": "+".join(f"({n}x)!" for n in range(1, 60)),
+    "zeros": "+".join(rf"\sin({n}\pi)" for n in range(1, 80)),
+    "signs": ",".join([r"\pm\sqrt2\pm\sqrt3\pm\sqrt5\pm\sqrt7"] * 20),
+    "exponentials": r"e^{19000x}+e^{-19000x}+e^{18000y}",
+    "powers": "(" + "+".join(f"x^{{{n}}}" for n in range(100, 140)) + ")^{40}",
+    "quotients": "+".join(rf"\frac{{1}}{{{n}!}}" for n in range(4840, 4900)),
+    "binomials": "+".join(rf"\binom{{x}}{{{n}}}" for n in range(50, 100)),
+    "intervals": r"\cup".join(rf"(\sqrt{{{n}}},\sqrt{{{n + 1}}})" for n in range(2, 70)),
+    "bars": r"|x-1|+|x-2|+|x-3|+|x-\sqrt2|<5",
+    "logarithms": r"\log_2(\log_3(\log_4(10^{5000})))",
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_an_answer_built_to_be_costly_is_not(name):
+    answer_key(r"\sqrt2")  # the first irrational number imports mpmath
+    start = time.process_time()
+    answer_key(COSTLY[name])
+    assert time.process_time() - start < 0.5
+
+
 def test_the_same_text_has_the_same_key_whatever_came_before():
     texts = [case["a"] for case in CASES]
     first = [answer_key(text) for text in texts]

@@ -140,6 +140,7 @@ class Walk:
             raise TooLarge("terms")
         by, total = self.by, ZERO if tree[0] == "sum" else ONE
         for k in range(first.numerator, last.numerator + 1):
+            by.budget.spend(20)
             term = self.value(substitute(tree[4], tree[1], ("num", Fraction(k))))
             total = by.add(total, term) if tree[0] == "sum" else by.mul(total, term)
         return total
@@ -170,7 +171,7 @@ def _text_of(value: Any, by: Arithmetic) -> str:
 
 def _recognised(value: Fraction, budget: Budget) -> Real:
     """A real number computed to many digits as the simple fraction that it is, or as itself."""
-    budget.spend(40)
+    budget.spend(80)
     if not value:
         return ZERO
     if abs(value.numerator.bit_length() - value.denominator.bit_length()) > SIMPLE_BITS:

@@ -69,6 +69,10 @@ def tree_key(tree: Tree, budget: Budget) -> str:
 
 def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budget) -> str:
     """Values in any order; named values by their names; conditions joined by "or" and "and"."""
+    if any(separator.startswith("logical") for separator in separators):
+        if not all(item[0] == "rel" for item in items):
+            raise Strange("a proposition")
+        separators = tuple(separator.removeprefix("logical ") for separator in separators)
     kept = tuple(item for item in items if not (item[0] == "rel" and item[2] == ("in",) and item[1][1] == INTEGERS))
     if len(kept) == 1 and len(items) == 2:  # \frac{\pi}{4} + k\pi, k \in \mathbb{Z}
         return tree_key(kept[0], budget)

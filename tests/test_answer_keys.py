@@ -203,3 +203,20 @@ def test_each_row_of_the_docs_table_holds(row):
 
 def test_the_docs_table_is_read_in_full():
     assert len(table_of_the_doc()) > 60
+
+
+LETTERS = "abcdfghjklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def test_every_two_variables_are_met_in_both_orders_and_signs():
+    """Otherwise |x - y| would be x - y, and the root of xy a product of roots, at every point that is compared."""
+    for a, b in combinations(LETTERS, 2):
+        assert answer_key(f"|{a}-{b}|") not in (answer_key(f"{a}-{b}"), answer_key(f"{b}-{a}"))
+        assert answer_key(rf"\max({a},{b})") not in (answer_key(a), answer_key(b))
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_every_variable_is_met_inside_and_outside_the_unit_interval_with_both_signs(letter):
+    wrong = [r"\sqrt{x^2}", r"\arcsin(\sin x)", r"\lfloor x\rfloor", r"\sin(\arcsin x)+|x|", r"\max(x,1)", r"\min(x,-1)"]
+    assert answer_key(letter) not in [answer_key(text.replace("x", letter)) for text in wrong if letter not in "sinrcmaxqtflo"]
+    assert answer_key(rf"\ln {letter}^2") != answer_key(rf"2\ln {letter}")

@@ -17,7 +17,7 @@ from jaxselftrain.answers.functions import apply, nearest_fraction
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
-POINTS: Final = 5
+POINTS: Final = 7
 DIGITS: Final = (130, 190)  # the two precisions; they must agree to
 AGREED: Final = Fraction(1, 10**115)
 MORE_DIGITS: Final = (300, 600)  # where they don't: mostly a zero
@@ -40,16 +40,28 @@ Complex = tuple[Real, Real]
 
 @lru_cache(maxsize=4096)
 def point(name: str, k: int) -> Fraction:
-    """The value of a variable at point k: all in (0, 1), all above 1, two of mixed signs, all negative."""
+    """The value of a variable at point k.
+
+    0 in (1/8, 1); 1 its reciprocal, so that every two variables are once in this order and once in the other, and |x - y| is
+    neither x - y nor y - x; 2 in (-1, 1); 3 in (-60, 60); 4 in (-8, -1); 5 in (1, 20); 6 in (-8, 8).
+    """
+    if k == 1:
+        return 1 / point(name, 0)
     draw = int.from_bytes(blake2b(f"{k}:{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
     bottom = (211, 223, 227, 229, 233, 239, 241, 251, 257, 263, 269, 271)[draw % 12]
     draw //= 12
-    sign = -1 if k == 4 or (k in (2, 3) and draw % 2) else 1
-    draw //= 2
-    if k in (0, 2):
-        return sign * Fraction(1 + draw % (bottom - 1), bottom)
-    value = Fraction(bottom + 1 + draw % (7 * bottom), bottom)
-    return sign * (value + 1 if value.denominator == 1 else value)
+    low, high, sign = (
+        (bottom // 8 + 1, bottom - 1, 1),
+        (0, 0, 0),
+        (1, bottom - 1, 0),
+        (bottom + 1, 60 * bottom, 0),
+        (bottom + 1, 8 * bottom, -1),
+        (bottom + 1, 20 * bottom, 1),
+        (1, 8 * bottom, 0),
+    )[k]
+    top = low + (draw >> 1) % (high - low)
+    top += top % bottom == 0  # no whole numbers
+    return Fraction((sign or (1 if draw % 2 else -1)) * top, bottom)
 
 
 def variables(tree: Tree) -> set[str]:

@@ -180,7 +180,7 @@ def kind_of_run(run: str) -> str:
         return "unit"
     if _ATTACHED.fullmatch(run):
         return "product"
-    if small in SHORT_WORDS:
+    if small in SHORT_WORDS or not set(run) - set("IVX"):  # Roman numerals
         return "word"
     if len(run) == 3 and (_WORDLIKE.fullmatch(run) or len(set(run)) < 3):
         return "word"

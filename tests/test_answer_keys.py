@@ -217,6 +217,16 @@ def test_every_two_variables_are_met_in_both_orders_and_signs():
 
 @pytest.mark.parametrize("letter", LETTERS)
 def test_every_variable_is_met_inside_and_outside_the_unit_interval_with_both_signs(letter):
-    wrong = [r"\sqrt{x^2}", r"\arcsin(\sin x)", r"\lfloor x\rfloor", r"\sin(\arcsin x)+|x|", r"\max(x,1)", r"\min(x,-1)"]
-    assert answer_key(letter) not in [answer_key(text.replace("x", letter)) for text in wrong if letter not in "sinrcmaxqtflo"]
+    others = (
+        r"\sqrt{@^2}",
+        r"|@|",
+        r"-|@|",
+        r"\arcsin(\sin @)",
+        r"\lfloor @\rfloor",
+        r"\sqrt{@-1}^2+|@-1|-@+2",
+        r"\max(@,1)",
+        r"\min(@,-1)",
+    )
+    assert answer_key(letter) == "t:" + letter
+    assert [text for text in others if answer_key(text.replace("@", letter)) == "t:" + letter] == []
     assert answer_key(rf"\ln {letter}^2") != answer_key(rf"2\ln {letter}")

@@ -21,9 +21,9 @@ POINTS: Final = 7
 DIGITS: Final = (130, 190)  # the two precisions; they must agree to
 AGREED: Final = Fraction(1, 10**115)
 MORE_DIGITS: Final = (300, 600)  # where they don't: mostly a zero
-SIMPLE: Final = 10**40  # a fraction below this height is recognised, with this closeness:
+SIMPLE: Final = 10**40  # a fraction below this height is recognised, when it is as close as one part in
 SIMPLE_BITS: Final = 134
-CLOSE: Final = Fraction(1, 10**140)
+CLOSE: Final = 10**140
 KEPT_DIGITS: Final = 100
 MAX_TERMS: Final = 200  # of a sum or product
 
@@ -188,9 +188,15 @@ def _recognised(value: Fraction, budget: Budget) -> Real:
         return ZERO
     if abs(value.numerator.bit_length() - value.denominator.bit_length()) > SIMPLE_BITS:
         return Approximate(value)
-    simple = value.limit_denominator(SIMPLE)
-    if abs(simple.numerator) < SIMPLE and abs(value - simple) <= abs(value) * CLOSE:
-        return simple
+    top, bottom = value.numerator, value.denominator
+    (p, q), (p_next, q_next), rest, divisor = (0, 1), (1, 0), top, bottom
+    while divisor and q_next < SIMPLE:  # the convergents of its continued fraction: one of them is it, or none is
+        quotient, (rest, divisor) = rest // divisor, (divisor, rest % divisor)
+        (p, q), (p_next, q_next) = (p_next, q_next), (p + quotient * p_next, q + quotient * q_next)
+    if q_next >= SIMPLE:
+        p_next, q_next = p, q
+    if abs(p_next) < SIMPLE and abs(top * q_next - p_next * bottom) * CLOSE <= abs(top) * q_next:
+        return Fraction(p_next, q_next)
     return Approximate(value)
 
 

@@ -136,6 +136,44 @@ def test_what_is_too_much_or_not_mathematics_is_its_exact_text(text):
     assert answer_key(text) == "o:" + " ".join(text.split())
 
 
+def matrix(size, cell):
+    return r"\begin{pmatrix}" + r"\\".join("&".join(cell(r, c) for c in range(size)) for r in range(size)) + r"\end{pmatrix}"
+
+
+COSTLY = {
+    "a word with a digit after it": "a" * 999 + "1",
+    "words with apostrophes": "a'" * 400 + "1",
+    "punctuation": "a" + " .,;'" * 190 + "1",
+    "dollars": "$" * 999,
+    "brackets": "a" + "(" * 900,
+    "groups of digits": "1 000 " * 160,
+    "compatibility characters": "\ufdfa" * 500,
+    "accents": "a" + "\u0301" * 900,
+    "sums in sums": r"\sum_{a=1}^{200}\sum_{b=1}^{200}\sum_{c=1}^{200}abc",
+    "a power of a matrix": matrix(6, lambda r, c: "x") + "^{90}",
+    "a matrix of roots": matrix(8, lambda r, c: rf"\sqrt{{{8 * r + c + 2}}}"),
+    "a determinant": r"\left|" + matrix(6, lambda r, c: rf"\sqrt{{{r * c + 2}}}") + r"\right|",
+    "gamma functions": "+".join(f"({n}x)!" for n in range(1, 60)),
+    "zeros": "+".join(rf"\sin({n}\pi)" for n in range(1, 80)),
+    "signs": ",".join([r"\pm\sqrt2\pm\sqrt3\pm\sqrt5\pm\sqrt7"] * 20),
+    "exponentials": r"e^{19000x}+e^{-19000x}+e^{18000y}",
+    "powers": "(" + "+".join(f"x^{{{n}}}" for n in range(100, 140)) + ")^{40}",
+    "quotients": "+".join(rf"\frac{{1}}{{{n}!}}" for n in range(4840, 4900)),
+    "binomials": "+".join(rf"\binom{{x}}{{{n}}}" for n in range(50, 100)),
+    "intervals": r"\cup".join(rf"(\sqrt{{{n}}},\sqrt{{{n + 1}}})" for n in range(2, 70)),
+    "bars": r"|x-1|+|x-2|+|x-3|+|x-\sqrt2|<5",
+    "logarithms": r"\log_2(\log_3(\log_4(10^{5000})))",
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_an_answer_built_to_be_costly_is_not(name):
+    answer_key(r"\sqrt2")  # the first irrational number imports mpmath
+    start = time.process_time()
+    answer_key(COSTLY[name])
+    assert time.process_time() - start < 0.5
+
+
 def test_the_same_text_has_the_same_key_whatever_came_before():
     texts = [case["a"] for case in CASES]
     first = [answer_key(text) for text in texts]
@@ -165,3 +203,35 @@ def test_each_row_of_the_docs_table_holds(row):
 
 def test_the_docs_table_is_read_in_full():
     assert len(table_of_the_doc()) > 60
+
+
+LETTERS = "abcdfghjklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def test_every_two_variables_are_met_in_both_orders_and_signs():
+    """Otherwise |x - y| would be x - y, and the root of xy a product of roots, at every point that is compared."""
+    for a, b in combinations(LETTERS, 2):
+        assert answer_key(f"|{a}-{b}|") not in (answer_key(f"{a}-{b}"), answer_key(f"{b}-{a}"))
+        assert answer_key(rf"\max({a},{b})") not in (answer_key(a), answer_key(b))
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_every_variable_is_met_inside_and_outside_the_unit_interval_with_both_signs(letter):
+    others = (
+        r"\sqrt{@^2}",
+        r"|@|",
+        r"-|@|",
+        r"\arcsin(\sin @)",
+        r"\lfloor @\rfloor",
+        r"\sqrt{@-1}^2+|@-1|-@+2",
+        r"\max(@,1)",
+        r"\min(@,-1)",
+    )
+    assert answer_key(letter) == "t:" + letter
+    assert [text for text in others if answer_key(text.replace("@", letter)) == "t:" + letter] == []
+    assert answer_key(rf"\ln {letter}^2") != answer_key(rf"2\ln {letter}")
+
+
+def test_an_exponents_size_is_judged_by_its_value_not_its_first_digits():
+    assert answer_key("0E" + "0" * 70 + "2" + "0" * 20).startswith("o:")
+    assert answer_key("1e" + "0" * 70 + "5") == answer_key("100000")

@@ -46,9 +46,6 @@ class Expressions(Brackets):
         return tree
 
     def product(self) -> Tree:
-        currency = self.token.value == "$"
-        if currency:
-            self.take()
         factors: list[Tree] = [self.power()]
         divisors: list[Tree] = []
         percents = 0
@@ -151,6 +148,8 @@ class Expressions(Brackets):
                 tree = self.raised(tree)
             elif value == "!":
                 self.take()
+                if self.token.value == "!":
+                    raise Strange("!!")
                 tree = ("fn", "factorial", (tree,))
             elif value == "°":
                 self.take()
@@ -158,8 +157,6 @@ class Expressions(Brackets):
             elif value == "_":
                 self.take()
                 tree = self.in_base(tree)
-            elif value == "$" and tree[0] == "num":
-                self.take()
             else:
                 break
             posts += 1

@@ -12,6 +12,7 @@ from jaxselftrain.answers.evaluate import POINTS, Approximate, settle, substitut
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import (
     Region,
+    half_line,
     intersection,
     minus,
     normal,
@@ -30,7 +31,7 @@ from jaxselftrain.answers.scalars import (
     scalar_key,
     signed,
 )
-from jaxselftrain.answers.tokens import Strange
+from jaxselftrain.answers.tokens import Nothing, Strange
 from jaxselftrain.answers.words import words_key
 
 INTEGERS: Final = ("numbers", "Z")
@@ -42,7 +43,8 @@ def tree_key(tree: Tree, budget: Budget) -> str:
     if tree[0] == "list":
         return _list_key(tree[1], tree[2], budget)
     if tree[0] == "set":
-        return set_key(_keys(tree[1], budget))
+        key = set_key(_keys(tree[1], budget))
+        return "s:{s:{}}" if key == "s:{}" and tree[1] else key  # the set of the empty set is not empty
     trees = signed(tree)
     if len(trees) > 1:
         return set_key([tree_key(one, budget) for one in trees])
@@ -67,6 +69,10 @@ def tree_key(tree: Tree, budget: Budget) -> str:
 
 def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budget) -> str:
     """Values in any order; named values by their names; conditions joined by "or" and "and"."""
+    if any(separator.startswith("logical") for separator in separators):
+        if not all(item[0] == "rel" for item in items):
+            raise Strange("a proposition")
+        separators = tuple(separator.removeprefix("logical ") for separator in separators)
     kept = tuple(item for item in items if not (item[0] == "rel" and item[2] == ("in",) and item[1][1] == INTEGERS))
     if len(kept) == 1 and len(items) == 2:  # \frac{\pi}{4} + k\pi, k \in \mathbb{Z}
         return tree_key(kept[0], budget)
@@ -119,6 +125,7 @@ def _conditions_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget
                 common = intersection(common, one)
             if common:
                 return region_key(common)
+            return region_key(normal([piece for one in regions for piece in one]))  # "x < 1 and x > 3" means either
     return f"L:{'|'.join(sorted(set(separators)))}" + set_key([tree_key(item, budget) for item in items])
 
 
@@ -151,14 +158,15 @@ def _named(tree: Tree) -> str | None:
         return "text " + tree[1]
     if tree[0] == "app" and all(argument[0] in ("sym", "num") for argument in tree[2]):
         return f"{tree[1]}({','.join(str(argument[1]) for argument in tree[2])})"
+    if tree[0] == "mul" and not tree[2] and all(factor[0] == "sym" for factor in tree[1]):
+        letters = "".join(factor[1] for factor in tree[1])  # AB = 5, m\angle A = 30: a segment, an angle
+        return letters if letters.isascii() and letters.removeprefix("m").isupper() else None
+    if tree[:2] == ("fn", "abs") and tree[2][0][0] in ("mul", "sym"):
+        return _named(tree[2][0]) if tree[2][0][0] == "mul" else None  # |AB| = 5
     if tree[0] in ("tuple", "ratio"):
         names = [_named(item) for item in tree[1]]
         if all(name is not None and not name.startswith("text ") for name in names):
             return f"({','.join(str(name) for name in names)})"
-    if tree[0] == "mul" and len(tree[1]) == len(tree[2]) == 1 and tree[1][0][0] == tree[2][0][0] == "mul":
-        top, bottom = tree[1][0][1], tree[2][0][1]  # \frac{dy}{dx} = ...
-        if top[0] == bottom[0] == ("sym", "d") and len(top) == len(bottom) == 2 and top[1][0] == bottom[1][0] == "sym":
-            return f"d{top[1][1]}/d{bottom[1][1]}"
     return None
 
 
@@ -174,7 +182,7 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
         if side[0] == "sym" and other[0] == "sym":
             first, second = sorted((side, other), key=lambda s: s[1])
             return second[1], first  # y = x and x = y alike
-        inner = side[0] in ("mul", "app")  # f(x) = x + 1 names the variable that it is about
+        inner = side[0] == "app"  # f(x) = x + 1 names the variable that it is about
         if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and side[-1] != other)):
             return name, other
     return None
@@ -241,7 +249,7 @@ def _solved(difference: Tree, name: str, names: set[str], budget: Budget) -> Tre
         further = substitute(difference, x, num(Fraction(7, 5)))
         if scalar_key(minus(further, at[0]), budget) != f"n:{factor * Fraction(7, 5)}":
             return None
-    except Strange:
+    except (Strange, Nothing):
         return None
     return ("mul", (("neg", at[0]),), (num(factor),))
 
@@ -279,7 +287,9 @@ def _inequality(tree: Tree, budget: Budget) -> Region | None:
         left_end, right_end = (infinite(side) if is_scalar(side) else 0 for side in (left, right))
         if left_end or right_end:
             continue  # -\infty < x says nothing
-        found = solve(minus(left, right), operator, next(iter(names)), budget)
+        found = half_line(left, right, operator, budget) or half_line(right, left, MIRROR[operator], budget)
+        if found is None:
+            found = solve(minus(left, right), operator, next(iter(names)), budget)
         if found is None:
             return None
         common = found if common is None else intersection(common, found)

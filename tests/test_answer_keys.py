@@ -236,3 +236,11 @@ def test_every_variable_is_met_inside_and_outside_the_unit_interval_with_both_si
 def test_an_exponents_size_is_judged_by_its_value_not_its_first_digits():
     assert answer_key("0E" + "0" * 70 + "2" + "0" * 20).startswith("o:")
     assert answer_key("1e" + "0" * 70 + "5") == answer_key("100000")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [r"\begin{pmatrix}1\end{pmatrix}x=4x", r"\begin{pmatrix}1\end{pmatrix}x<4x"],
+)
+def test_an_equation_of_matrices_is_opaque_and_no_crash(answer):
+    assert answer_key(answer).startswith("o:")

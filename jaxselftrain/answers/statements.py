@@ -259,7 +259,10 @@ def _up_to_scale(difference: Tree, budget: Budget, keep_sign: bool = False) -> t
     values: list[Fraction | None] = []
     rounded = False
     for k in range(POINTS):
-        re, im = settle(difference, k, budget)
+        settled = settle(difference, k, budget)
+        if isinstance(settled, list):
+            raise Strange("an equation of matrices")
+        re, im = settled
         rounded = rounded or isinstance(re, Approximate)
         values.append((re.value if isinstance(re, Approximate) else re) if im == 0 else None)
     scale = next((value for value in values if value), None)

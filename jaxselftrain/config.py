@@ -288,6 +288,11 @@ class Config(Section):
         return self.update.samples or self.vote.samples
 
     @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run: several a step of training, with inner epochs or minibatches."""
+        return self.train.steps * self.update.epochs * self.update.minibatches
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether a frozen copy of the initial policy is held on device."""
         return self.reference.keep == "always" or (self.reference.keep == "auto" and self.update.kl_coefficient > 0)

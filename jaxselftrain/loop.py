@@ -25,7 +25,6 @@ from jaxselftrain.evaluate import Evaluator
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.judge import judge
 from jaxselftrain.metrics import MetricsLog
-from jaxselftrain.optimizer import schedule
 from jaxselftrain.prompts import Encoded, first_of, prompt_width
 from jaxselftrain.questions import Question, QuestionOrder, load_questions, without_overlap
 from jaxselftrain.rewards import Feedback
@@ -103,8 +102,6 @@ class Loop:
             top_k=config.rollout.top_k,
         )
         self.step = compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh)
-        self.inner_steps = config.update.epochs * config.update.minibatches
-        self.learning_rate = schedule(config.optimizer, steps=config.train.steps * self.inner_steps)
         self.voter = Voter(config.answer, config.vote)
         self.evaluator = None
         if asked is not None and config.evaluate.questions is not None:
@@ -214,11 +211,10 @@ class Loop:
     def _learned(self, host: Host, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics line of the update just made; counts updates that were skipped for NaN or Inf."""
         bad = float(metrics.pop("bad_update")) > 0
-        line = {"learning_rate": float(self.learning_rate((host.step - host.bad_updates) * self.inner_steps)), **host.pending}
         host.step += 1
         host.bad_updates += int(bad)
         host.bad_in_a_row = host.bad_in_a_row + 1 if bad else 0
-        return line | {name: float(value) for name, value in metrics.items()} | {"bad_updates": host.bad_updates}
+        return host.pending | {name: float(value) for name, value in metrics.items()} | {"bad_updates": host.bad_updates}
 
     def _evaluate(self, host: Host, state: State) -> dict[str, float]:
         """Held-out metrics where an evaluation is due at this step, else nothing."""

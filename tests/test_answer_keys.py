@@ -244,3 +244,27 @@ def test_an_exponents_size_is_judged_by_its_value_not_its_first_digits():
 )
 def test_an_equation_of_matrices_is_opaque_and_no_crash(answer):
     assert answer_key(answer).startswith("o:")
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        (r"3+4\mathrm{i}", "7"), (r"2\mathrm{e}", "2"), (r"2\text{x}", "2"), (r"5\text{ feet 6 inches}", "5"),
+        ("x>1, y>2", "x>2, y>1"), (r"\lceil n/2\rceil", r"\lfloor n/2\rfloor+1"), ("0.(3)", "0.(6)"), ("6:08", "3:04"),
+        (r"x=1,y=2 \text{ or } x=2,y=1", r"x=1,y=1 \text{ or } x=2,y=2"),
+        (r"\sqrt{x-3}+\sqrt{y}=5", r"\sqrt{x-3}+\sqrt{y}=7"), ("x=x", "x"),
+    ],
+)  # fmt: skip
+def test_what_was_once_wrongly_equal_differs(a, b):
+    assert answer_key(a) != answer_key(b)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2\\frac{" * 19 + "1" + "}{x}" * 19, r"\sum_{k=1}^{200}\sum_{j=1}^{19}\max(k," + ",".join([r"\pi"] * 180) + ")"],
+)
+def test_work_is_bounded_where_nothing_is_charged_by_arithmetic(text):
+    answer_key(r"\sqrt2")
+    started = time.process_time()
+    answer_key(text)
+    assert time.process_time() - started < 0.5

@@ -58,6 +58,8 @@ class Atoms(Reader):
             if not (again.isascii() and again.isdigit()):
                 raise Strange(again)
             value += Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(places))
+        elif dot and self.token.value == "(" and not self.token.spaced and self.found[self.index + 1].kind == "num":
+            raise Strange("repeating decimal")  # 0.(3): not 0 times 3
         elif not dot and not exponent:
             value = self.mixed(value)
         return ("num", value)
@@ -67,10 +69,7 @@ class Atoms(Reader):
         start = self.index
         if self.token.value == "frac" and self.token.kind == "cmd":
             self.take()
-            try:
-                top, bottom = self.argument(), self.argument()
-            except Strange:
-                top = bottom = ("",)
+            top, bottom = self.digits(), self.digits()  # never by trial: nested, that doubles the work at each level
         elif self.token.kind == "num" and self.token.spaced and self.found[self.index + 1].value == "/":
             top = ("num", integer(self.take().value))
             self.take()
@@ -83,6 +82,13 @@ class Atoms(Reader):
             return whole + top[1] / bottom[1]
         self.back_to(start)
         return whole
+
+    def digits(self) -> Tree:
+        """An argument that holds nothing but digits; ("",) for every other, of which nothing is read."""
+        after = self.found[self.index : self.index + 3]
+        if [token.value for token in (after[0], after[-1])] == ["{", "}"] and after[1].kind == "num" and after[1].value.isdigit():
+            return self.argument()
+        return self.argument() if after[0].kind == "num" and after[0].value.isdigit() else ("",)
 
     def symbol(self, name: str) -> Tree:
         while self.token.value == "'" and self.token.kind == "op":

@@ -18,6 +18,7 @@ from jaxselftrain.answers.words import choice, has_control_characters, is_placeh
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,299})", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2})(:\d\d)?(?:\s|\\[ ,;~]|~)*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\s*\}?\.?", re.ASCII)
+_TIME = re.compile(r"(\d{1,2}):(0[1-9])", re.ASCII)  # 6:08 is no ratio
 _HEX = re.compile(r"0[xXbBoO][0-9A-Fa-f]+")
 _TRAILING = re.compile(r"(?:(?<!\\)[,;:\s])*(?:(?<![.\\])\.)?\Z")  # but not the comma of a thin space, nor "3.14..."
 
@@ -48,6 +49,9 @@ def answer_key(answer: str) -> str | None:
         clock = _CLOCK.fullmatch(text) if len(text) < 40 else None
         if clock is not None:
             return f"q:{clock[1]}{clock[2] or ':00'}{clock[3].lower()}m"
+        time = _TIME.fullmatch(text)
+        if time is not None:
+            return f"q:{int(time[1])}:{time[2]}"
         if is_words(text):
             return words_key(text)
         if _HEX.fullmatch(text):

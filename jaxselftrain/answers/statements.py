@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.evaluate import POINTS, Approximate, settle, substitute, text, variables
+from jaxselftrain.answers.evaluate import POINTS, Approximate, holds, settle, substitute, text, variables
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import (
     Region,
@@ -86,6 +86,8 @@ def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budg
         names = [name for name, _ in pairs]
         if len(set(names)) == 1:
             return set_key(_keys([value for _, value in pairs], budget))
+        if 1 < len(set(names)) < len(names):
+            raise Strange("several solutions")  # x=1, y=2 or x=2, y=1: which value goes with which?
         if len(set(names)) == len(names):
             keys = sorted(f"{name}={tree_key(value, budget)}" for name, value in pairs)
             return f"a:{{{'|'.join(keys)}}}"
@@ -126,7 +128,9 @@ def _conditions_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget
             if common:
                 return region_key(common)
             return region_key(normal([piece for one in regions for piece in one]))  # "x < 1 and x > 3" means either
-    return f"L:{'|'.join(sorted(set(separators)))}" + set_key([tree_key(item, budget) for item in items])
+    return f"L:{'|'.join(sorted(set(separators)))}" + set_key(
+        [f"{','.join(sorted(variables(item)))}:{tree_key(item, budget)}" for item in items]
+    )
 
 
 def _ratio_key(parts: tuple[Tree, ...], budget: Budget) -> str:
@@ -175,6 +179,8 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
     if tree[0] != "rel" or len(tree[1]) != 2 or tree[2] not in (("=",), ("in",)):
         return None
     left, right = tree[1]
+    if left == right:
+        raise Strange("an identity")
     for side, other in ((left, right), (right, left)):
         name = _named(side)
         if name is None or (side is right and (tree[2] == ("in",) or side[0] == "text")):
@@ -183,7 +189,7 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
             first, second = sorted((side, other), key=lambda s: s[1])
             return second[1], first  # y = x and x = y alike
         inner = side[0] == "app"  # f(x) = x + 1 names the variable that it is about
-        if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and side[-1] != other)):
+        if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and not holds(other, side))):
             return name, other
     return None
 
@@ -254,8 +260,8 @@ def _solved(difference: Tree, name: str, names: set[str], budget: Budget) -> Tre
     return ("mul", (("neg", at[0]),), (num(factor),))
 
 
-def _up_to_scale(difference: Tree, budget: Budget, keep_sign: bool = False) -> tuple[str, int]:
-    """A digest of a function's values up to a (positive, with `keep_sign`) factor, and the sign taken out."""
+def _up_to_scale(difference: Tree, budget: Budget) -> tuple[str, int]:
+    """A digest of a function's values up to a factor, and the sign taken out."""
     values: list[Fraction | None] = []
     rounded = False
     for k in range(POINTS):
@@ -268,6 +274,8 @@ def _up_to_scale(difference: Tree, budget: Budget, keep_sign: bool = False) -> t
     scale = next((value for value in values if value), None)
     if scale is None:
         raise Strange("an identity")
+    if sum(value is not None for value in values) < 3:
+        raise Strange("defined at too few points")  # up to a factor, one value is like every other
     spelled = ["undefined" if v is None else text(_rounded(v / scale)) for v in values]
     return digest(spelled), 1 if scale > 0 else -1
 

@@ -115,7 +115,9 @@ UNITS: Final = frozenset(
 # Words that change what a number says: an answer that holds one is not "a number and its unit".
 NOT_UNITS: Final = frozenset(
     "and or if not no for when where is are was to than more less least most remainder then else otherwise but except without "
-    "am pm mod base about approximately nearly almost between from until plus minus divided import exec eval open".split()
+    "squared cubed factorial half halves third thirds quarter quarters fourths fifth fifths tenth tenths hundredth hundredths "
+    "thousandth thousandths below above negative times am pm mod base about approximately nearly almost between from "
+    "until plus minus divided import exec eval open".split()
 )
 CURRENCIES: Final = frozenset({r"\$", "$", "€", "£", "USD", "Rs.", "Rs. ", "US\\$"})
 PERCENT: Final = frozenset({"percent", "percents", "per cent", "pct"})

@@ -142,6 +142,12 @@ def _add_command(name: str, text: str, at: int, spaced: bool, found: list[Token]
         if joined in ("and", "or"):
             found.append(Token("op", joined, spaced))
             return braced.end(), False
+        if joined in ("i", "e", "pi"):  # upright constants, and no unit: 3+4\mathrm{i} is not 7
+            found.append(Token("const", joined, spaced))
+            return braced.end(), False
+        if joined in ("x", "y", "z"):
+            found.append(Token("sym", joined, spaced))
+            return braced.end(), False
         found.append(Token("text", f"{'mathrm' if name in ('mathrm', 'operatorname') else 'text'}:{braced.group(1)}", spaced))
         return braced.end(), False
     if name in OPERATORS:

@@ -122,7 +122,9 @@ def checkpoint_params(parts: Parts, run: Path, *, step: int | None) -> tuple[dic
     folder = (run / CHECKPOINTS).absolute()
     if not folder.is_dir():
         raise UserError(f"{run} holds no checkpoint yet")
-    with quiet(), ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with quiet(), ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
         steps = sorted(manager.all_steps())
         if not steps:
             raise UserError(f"{run} holds no checkpoint yet")

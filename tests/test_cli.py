@@ -130,7 +130,7 @@ def test_evaluate_and_export_pass_their_arguments_on(stand_in):
     assert given == dict(
         target="model", questions="q.jsonl", samples=4, overrides=("evaluate.top_p=0.9",), config_path=None, out="None"
     )
-    assert {name: str(value) for name, value in exports[0][1].items()} == dict(run="run", out="out", step="7")
+    assert {name: str(value) for name, value in exports[0][1].items()} == dict(run="run", out="out", step="7", overrides="()")
 
 
 def test_help_and_bad_settings_import_no_jax(config):

@@ -23,7 +23,7 @@ def check(data: bytes) -> None:
     key = answer_key(text)
     seconds = time.process_time() - started
     assert seconds < SECONDS, f"{seconds:.2f} s for {text!r}"
-    assert key is None or (isinstance(key, str) and key[1:2] == ":"), repr(key)
+    assert key is None or (":" in key and key.partition(":")[0].isalpha()), repr(key)
     assert answer_key(text) == key, text
 
 

@@ -1,6 +1,16 @@
-"""Takes the fuzzer's bytes, gives text: either plain UTF-8, or a row of the pieces that answers are made of."""
+"""Takes the fuzzer's bytes, gives text: either plain UTF-8, or a row of the pieces that answers are made of.
+
+    python fuzz/texts.py CORPUS_FOLDER
+
+writes the texts of tests/data into a corpus, for the fuzzer to begin with.
+"""
 
 from __future__ import annotations
+
+import json
+import sys
+from hashlib import blake2b
+from pathlib import Path
 
 # One byte is one piece, so that a mutation of a byte is a mutation of the expression and not of its spelling.
 PIECES = (
@@ -24,3 +34,20 @@ def text_of(data: bytes) -> str:
     if data[0] % 2:
         return data[1:].decode("utf-8", "surrogateescape")
     return "".join(PIECES[byte % len(PIECES)] for byte in data[1:])
+
+
+def main() -> None:
+    """A file for each answer and completion of the case files."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (Path(__file__).parent.parent / "tests" / "data").glob("*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            for text in row.values() if isinstance(row, dict) else row:
+                if isinstance(text, str) and len(text) < 400:
+                    data = b"\1" + text.encode("utf-8", "surrogatepass")  # odd: plain UTF-8
+                    (folder / blake2b(data, digest_size=8).hexdigest()).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ The path of the data, in the order of the modules:
     questions.py   files, tfds, reasoning-gym -> Question            host
     prompts.py     Question -> prompt tokens                         host
     rollouts.py    prompts -> responses, behaviour log-probs         device
-    answers.py     response text -> answer -> key                    host (voter.py: in worker processes)
+    answers/       response text -> answer -> key                    host (voter.py: in worker processes)
     votes.py       keys of N samples -> classes, majority, share     host
     rewards.py     votes -> reward_QN                                host
     advantages.py  reward_QN -> advantage_QN                         device

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 
 from jaxselftrain import answers
 from jaxselftrain.config import Questions
+from jaxselftrain.errors import UserError
 from jaxselftrain.questions import questions_with_rows
 from jaxselftrain.sources import as_text, value_at
+
+_ABSENT = object()
 
 
 class AnswerKey:
@@ -35,13 +38,25 @@ class AnswerKey:
 def load_answer_key(config: Questions) -> AnswerKey:
     """The gold answers of `config`'s source; empty where it has none. Of worked solutions (GSM8K's) it takes what follows ####.
 
-    Raises UserError as `load_questions`, and for an answer that is neither text nor a number.
+    Raises UserError as `load_questions`, for an answer that is neither text nor a number, and where no row has the field, unless
+    it is the default one: nobody asked for that.
     """
-    gold = {}
-    if config.fields.answer is not None:
-        for row, question in questions_with_rows(config):
-            value = value_at(row.values, config.fields.answer)
-            text = "" if value is None else as_text(value, row.where, config.fields.answer).rpartition("####")[2].strip()
-            if text:
-                gold[question.id] = text
+    gold: dict[str, str] = {}
+    name = config.fields.answer
+    if name is None:
+        return AnswerKey(gold)
+    found = name == type(config.fields).model_fields["answer"].default
+    for row, question in questions_with_rows(config):
+        value = value_at(row.values, name, absent=_ABSENT)
+        if value is _ABSENT:
+            continue
+        found = True
+        text = "" if value is None else as_text(value, row.where, name).rpartition("####")[2].strip()
+        if text:
+            gold[question.id] = text
+    if not found:
+        raise UserError(
+            f"questions.fields.answer = {name}: no row of {config.path or config.source} has that field; "
+            "name the one with the gold answer, or null when there is none"
+        )
     return AnswerKey(gold)

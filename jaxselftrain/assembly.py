@@ -108,12 +108,12 @@ class Parts:
 def open_parts(config: Config, *, cache: Path | None) -> Parts:
     """Opens what the config names; `cache` is the folder of the persistent compilation cache."""
     set_runtime(config, cache)
-    path = local_model(config.model.path, config.model.revision)
+    weights = open_weights(local_model(config.model.path, config.model.revision))  # first: it says what is wrong with a model
     if config.model.tokenizer is None:
         tokenizer = load_tokenizer(config.model.path, revision=config.model.revision)
     else:
         tokenizer = load_tokenizer(config.model.tokenizer, revision=None)
-    return Parts(config, make_mesh(config.mesh), tokenizer, open_weights(path))
+    return Parts(config, make_mesh(config.mesh), tokenizer, weights)
 
 
 def set_runtime(config: Config, cache: Path | None) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +43,20 @@ class Saved:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder: the newest `keep`, and the best held-out one where there is an answer key."""
+    """The checkpoints of one run folder: the newest `keep`, and the best held-out one where there is an answer key.
+
+    For the process that holds the folder's lock: it clears away what a kill left half-written.
+    """
 
     def __init__(self, folder: Path, settings: config.Checkpoint):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells every file it opens; its errors are raised too
         policies: list[managers.PreservationPolicy] = [managers.LatestN(settings.keep)]
         if settings.keep_best:
             policies.append(managers.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = self._without_late_callbacks
+        self._quiet = ExitStack()
+        self._quiet.enter_context(quiet())
         self.folder = folder.absolute()
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -89,23 +92,13 @@ class Checkpoints:
             feedback=ocp.args.StandardRestore(feedback),
             host=ocp.args.JsonRestore(),
         )
-        got = self.manager.restore(step, args=args)
+        with damage_told(self.folder, step):
+            got = self.manager.restore(step, args=args)
         return Saved(got.state, got.rollouts, jax.tree.map(np.asarray, got.feedback), got.host)
-
-    def restore_params(self, step: int, params: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """Only the weights of a step, for evaluation and export."""
-        abstract = {"params": params}
-        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(abstract, partial_restore=True))
-        return self.manager.restore(step, args=args).state["params"]
 
     def close(self) -> None:
         self.manager.close()
-        sys.unraisablehook = self._hook
-
-    def _without_late_callbacks(self, told: Any) -> None:
-        """After a failed save, TensorStore still calls the event loop that Orbax has closed, and prints a traceback for each."""
-        if str(told.exc_value) != "Event loop is closed":
-            self._hook(told)
+        self._quiet.close()
 
     @contextmanager
     def _told(self):
@@ -122,15 +115,71 @@ class Checkpoints:
 
 
 def checkpoint_params(parts: Parts, run: Path, *, step: int | None) -> tuple[dict[str, jax.Array], str]:
-    """(weights of a run's checkpoint, "step N"); the newest without a step. Raises UserError when it is not there."""
-    checkpoints = Checkpoints(run / CHECKPOINTS, parts.config.checkpoint)
-    try:
-        steps = checkpoints.steps()
+    """(weights of a run's checkpoint, "step N"); the newest without a step. Only reads, so the run may be training meanwhile.
+
+    Raises UserError when it is not there, is damaged, or holds another model's weights.
+    """
+    folder = (run / CHECKPOINTS).absolute()
+    if not folder.is_dir():
+        raise UserError(f"{run} holds no checkpoint yet")
+    handlers = {"state": ocp.PyTreeCheckpointHandler()}
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with quiet(), ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+        steps = sorted(manager.all_steps())
         if not steps:
             raise UserError(f"{run} holds no checkpoint yet")
         if step is not None and step not in steps:
             raise UserError(f"{run} holds no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
         chosen = steps[-1] if step is None else step
-        return checkpoints.restore_params(chosen, parts.abstract_params()), f"step {chosen}"
+        abstract = {"params": parts.abstract_params()}
+        restore = ocp.args.PyTreeRestore(
+            abstract, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
+        )
+        with damage_told(folder, chosen):
+            stored = manager.item_metadata(chosen).state.tree["params"]
+            for name, wanted in abstract["params"].items():
+                found = stored.get(name)
+                if found is None or tuple(found.shape) != tuple(wanted.shape):
+                    shape = "missing" if found is None else f"of shape {tuple(found.shape)}"
+                    raise UserError(
+                        f"model.path = {parts.config.model.path} is not the model that {run} trains: {name} is {shape} in the "
+                        f"checkpoint of step {chosen}, and of shape {tuple(wanted.shape)} in the model"
+                    )
+            params = manager.restore(chosen, args=ocp.args.Composite(state=restore)).state["params"]
+    return params, f"step {chosen}"
+
+
+@contextmanager
+def damage_told(folder: Path, step: int) -> Iterator[None]:
+    """Turns what Orbax says of a checkpoint with missing or broken files into one sentence."""
+    try:
+        yield
+    except (KeyError, ValueError, OSError, AttributeError, TypeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the checkpoint of step {step} in {folder} is damaged ({text}); remove its folder to use the one before"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Orbax to itself: it tells every file it opens, and of a failed save, which it also raises, many tracebacks."""
+    absl, asyncio, hook = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
+    level = absl.level
+
+    def not_late(told: Any) -> None:  # after a failed save, TensorStore still calls the event loop that Orbax has closed
+        if str(told.exc_value) != "Event loop is closed":
+            hook(told)
+
+    def not_repeated(record: logging.LogRecord) -> bool:  # of several failed writes one is raised, the others are told there
+        return "exception was never retrieved" not in record.getMessage()
+
+    absl.setLevel(logging.CRITICAL)
+    asyncio.addFilter(not_repeated)
+    sys.unraisablehook = not_late
+    try:
+        yield
     finally:
-        checkpoints.close()
+        absl.setLevel(level)
+        asyncio.removeFilter(not_repeated)
+        sys.unraisablehook = hook

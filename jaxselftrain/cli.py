@@ -125,6 +125,7 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the model.")],
+    overrides: Overrides = None,
     step: Annotated[
         int | None, typer.Option(min=0, help="Checkpoint to export; the newest when it is not given.", show_default=False)
     ] = None,
@@ -132,7 +133,7 @@ def export(
     """Write a checkpoint as a Hugging Face folder that transformers and vLLM load as it is."""
     from jaxselftrain.exporting import export_run
 
-    export_run(run=run, out=out, step=step)
+    export_run(run=run, out=out, step=step, overrides=tuple(overrides or ()))
 
 
 @app.command(
@@ -164,7 +165,10 @@ def compare(
 
     from jaxselftrain.compare import comparison
     from jaxselftrain.plots import plot_run
+    from jaxselftrain.run_folder import make_folder
 
+    if picture is not None:
+        make_folder(picture.absolute().parent)
     Console().print(comparison(runs))
     if picture is not None:
         plot_run({str(run): run for run in runs}, picture, title=f"{runs[0]} and what it is compared with")

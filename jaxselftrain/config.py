@@ -6,7 +6,6 @@ for the life of a run (see `changed_fields`).
 
 from __future__ import annotations
 
-import difflib
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from jaxselftrain.config_file import apply_override, read_settings, sentence
 from jaxselftrain.errors import UserError
 
 
@@ -68,7 +68,7 @@ class Model(Section):
 
 class Task(Section):
     name: str = Field(description="reasoning-gym task name, such as chain_sum")
-    weight: float = Field(1.0, gt=0, description="share of the mixture, relative to the other tasks")
+    weight: Real = Field(1.0, gt=0, description="share of the mixture, relative to the other tasks")
     parameters: dict[str, Any] = Field(default_factory=dict, description="the task's own parameters")
 
 
@@ -108,12 +108,12 @@ class Prompt(Section):
     format: Literal["few_shot", "chat"] = Field(
         "few_shot", description="plain text with examples, or the tokenizer's chat template"
     )
-    few_shot: str = Field("", description="text before every question (few_shot format)")
-    template: str = Field("{question}", description="text around the question, after few_shot; must hold {question}")
+    few_shot: str = Field("", description="text before every question (few_shot format only)")
+    template: str = Field("{question}", description="text with {question} in it, after few_shot (few_shot format only)")
     instruction: str = Field("", description="added after the question's own text, in both formats")
-    system: str | None = Field(None, description="system message (chat format)")
+    system: str | None = Field(None, description="system message (chat format only)")
     chat_template_arguments: dict[str, Any] = Field(
-        default_factory=dict, description="passed to the chat template, such as enable_thinking"
+        default_factory=dict, description="passed to the chat template, such as enable_thinking (chat format only)"
     )
     max_tokens: int = Field(
         1024, ge=1, description="longest prompt in tokens; longer ones are dropped or refused (questions.too_long)"
@@ -123,6 +123,17 @@ class Prompt(Section):
     def _placeholder(self):
         if "{question}" not in self.template:
             raise ValueError("template must hold {question}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self):
+        idle = ("few_shot", "template") if self.format == "chat" else ("system", "chat_template_arguments")
+        for name in idle:
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                other = "few_shot" if self.format == "chat" else "chat"
+                raise ValueError(
+                    f"{name} is read by format {other} alone and format is {self.format}; remove it or set format={other}"
+                )
         return self
 
 
@@ -135,7 +146,7 @@ class Rollout(Section):
         "null: all of them at once",
         ge=1,
     )
-    temperature: Real = Field(1.0, ge=0, description="sampling temperature; 0 takes the most likely token")
+    temperature: Real = Field(1.0, ge=0, description="sampling temperature, above 0: equal samples leave nothing to vote on")
     top_p: Real = Field(1.0, gt=0, le=1, description="keep the fewest tokens whose probability reaches this; 1 is off")
     top_k: int = Field(0, ge=0, description="keep the k most likely tokens; 0 is off")
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
@@ -299,6 +310,11 @@ class Config(Section):
         return self.vote.samples if self.rollout.rows is None else self.rollout.rows // self.rollout.questions
 
     @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run: several a step of training, with inner epochs or minibatches."""
+        return self.train.steps * self.update.epochs * self.update.minibatches
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether a frozen copy of the initial policy is held on device."""
         return self.reference.keep == "always" or (self.reference.keep == "auto" and self.update.kl_coefficient > 0)
@@ -335,19 +351,9 @@ def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -
 
     Raises UserError with one sentence that names the file, the field, the value and the nearest valid name.
     """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"config file {path} is a folder; name the YAML file in it") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"config file {path} must hold sections such as 'questions:' and 'train:'")
+    values = read_settings(Path(path))
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return parse_config(values, str(path))
 
 
@@ -356,65 +362,15 @@ def parse_config(values: dict[str, Any], where: str = "the config") -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: " + _sentence(error)) from None
+        raise UserError(f"{where}: " + sentence(error, Config)) from None
 
 
 def override_config(config: Config, overrides: tuple[str, ...] | list[str]) -> Config:
     """The Config after dotted overrides. Raises UserError as `load_config` does."""
     values = config.model_dump()
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return parse_config(values)
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not all(part.strip() for part in name.split(".")):
-        raise UserError(f"override {override!r} is not of the form section.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: the value is not valid YAML; put it in quotes") from None
-    *sections, field = name.split(".")
-    for section in sections:
-        if values.get(section) is None:
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
-            raise UserError(f"override {override!r}: {section} is a value, not a section")
-    values[field] = value
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first problem of a pydantic error, as one sentence."""
-    problem = error.errors()[0]
-    name = ".".join(str(part) for part in problem["loc"]) or "the config"
-    if problem["type"] == "extra_forbidden":
-        known = list(_section_at(problem["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"unknown field {name} (value {problem['input']!r}); {hint}"
-    if problem["type"] == "missing":
-        return f"field {name} is required"
-    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-    if problem["type"] == "model_type":
-        message = "must be a section, with fields of its own"
-    if problem["type"] == "value_error" and isinstance(problem["input"], dict | Section):  # about several fields at once
-        return message if name == "the config" else f"{name}: {message}"
-    return f"{name} = {problem['input']!r}: {message[0].lower() + message[1:]}"
-
-
-def _section_at(location: tuple) -> type[Section]:
-    section: Any = Config
-    for part in location:
-        if isinstance(part, int):
-            continue
-        section = section.model_fields[part].annotation
-        for candidate in getattr(section, "__args__", ()):  # Questions | None, tuple[Task, ...]
-            if isinstance(candidate, type) and issubclass(candidate, Section):
-                section = candidate
-                break
-    return section
 
 
 def to_yaml(config: Config) -> str:

@@ -7,6 +7,7 @@ question: the greedy one is simply a sample at temperature 0.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +21,21 @@ from tqdm.auto import tqdm
 from jaxselftrain.answer_key import AnswerKey, load_answer_key
 from jaxselftrain.assembly import EVALUATION, Parts, open_parts
 from jaxselftrain.checkpoints import checkpoint_params
-from jaxselftrain.config import Config, load_config, override_config, parse_config
+from jaxselftrain.config import Config, Mesh, load_config, override_config, parse_config
 from jaxselftrain.cross_check import CrossCheck, Judged, cross_check, require_math_verify
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits
-from jaxselftrain.run_folder import CONFIG, EVALUATIONS, replace_text
+from jaxselftrain.run_folder import CONFIG, EVALUATIONS, make_folder, read_config, replace_text
 from jaxselftrain.sharding import check_mesh
 from jaxselftrain.statistics import Interval, intervals, render, scores
 from jaxselftrain.step import compile_sample
 from jaxselftrain.voter import Voter
 
 BOOTSTRAP_SEED = 0
+BOXED = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ class Evaluator:
     """Evaluates any weights of one policy on one set of questions."""
 
     def __init__(self, parts: Parts, questions: Encoded, answer_key: AnswerKey, voter: Voter, width: int):
-        missing = [question.id for question in questions.questions if answer_key.gold(question.id) is None]
+        missing = [question.id for question in questions.questions if answer_key.is_right(question.id, None) is None]
         if missing:
             raise UserError(
-                f"{len(missing)} evaluation questions have no gold answer (first: {missing[0]}); "
+                f"{len(missing)} evaluation questions have no gold answer to compare with (first: {missing[0]}); "
                 "set evaluate.questions.fields.answer"
             )
         if parts.config.evaluate.cross_check == "math_verify":
@@ -157,6 +159,13 @@ class Evaluator:
         return cross_check(judged, workers=config.vote.workers)
 
 
+def cut_back_evaluations(folder: Path, step: int) -> None:
+    """Takes away the evaluations inside a run that are later than a step; those of the evaluate command stay."""
+    for file in folder.glob("step_??????.*"):
+        if int(file.name[5:11]) > step:
+            file.unlink()
+
+
 def run_evaluation(
     *,
     target: str,
@@ -172,13 +181,18 @@ def run_evaluation(
     """
     run = Path(target) if (Path(target) / CONFIG).is_file() else None
     config = _evaluation_config(target, run, questions, samples, overrides, config_path)
+    folder = out or (run / EVALUATIONS if run else None)
+    if folder is not None:
+        make_folder(folder)  # first, because sampling takes long
     assert config.evaluate.questions is not None
     questions_asked, answer_key = load_questions(config.evaluate.questions), load_answer_key(config.evaluate.questions)
     parts = open_parts(config, cache=None)
     encoded = parts.encode(questions_asked, config.evaluate.questions.too_long)
+    if encoded.dropped_ids:
+        print(encoded.dropped(), file=sys.stderr)
     width = prompt_width(encoded.tokens)
     parts.check_context(width)
-    check_mesh(parts.mesh, parts.architecture, evaluate__batch=config.evaluate.batch)
+    check_mesh(parts.mesh, parts.architecture, {"evaluate.batch": config.evaluate.batch})
     params, name = _weights(parts, run)
     with Voter(config.answer, config.vote) as voter:
         evaluator = Evaluator(parts, encoded, answer_key, voter, width)
@@ -190,7 +204,6 @@ def run_evaluation(
     checked = evaluation.cross_check
     if checked is not None:
         print(f"math-verify judges {checked.differs} of {checked.compared} answers differently; it failed on {checked.failed}")
-    folder = out or (run / EVALUATIONS if run else None)
     if folder is not None:
         label = name.replace(" ", "_") if out else f"{name.replace(' ', '_')}_command"
         evaluation.write(folder, label)
@@ -199,26 +212,33 @@ def run_evaluation(
 
 
 def _evaluation_config(target, run, questions, samples, overrides, config_path) -> Config:
+    """What to evaluate and how: a run's own config, or the given one, or for any other model a chat with an answer in a box.
+
+    The model is the run's whatever the config says, on a mesh of its own; overrides come last.
+    """
     if config_path is not None:
-        config = load_config(config_path, overrides)
+        values = load_config(config_path, ()).model_dump()
     elif run is not None:
-        config = load_config(run / CONFIG, overrides)
-    elif questions is not None:  # any model: its chat template, and an answer in a box
-        values = {"questions": _file_source(questions), "prompt": {"format": "chat"}}
-        config = override_config(parse_config(values), overrides)
+        values = read_config(run).model_dump()
+    elif questions is not None:
+        prompt = {"format": "chat", "instruction": BOXED}
+        values = parse_config({"questions": _file_source(questions), "prompt": prompt}).model_dump()
     else:
         raise UserError("name the questions to evaluate on: --questions FILE, or --config with evaluate.questions")
-    changes: dict[str, Any] = config.model_dump()
+    evaluate = values["evaluate"]
     if questions is not None:
-        fields = (changes["evaluate"]["questions"] or changes["questions"])["fields"]
-        changes["evaluate"]["questions"] = _file_source(questions) | {"fields": fields}
-    if changes["evaluate"]["questions"] is None:
+        like = evaluate["questions"] or values["questions"]
+        fields = like["fields"] | {"answer": like["fields"]["answer"] or "answer"}
+        evaluate["questions"] = _file_source(questions) | {"fields": fields, "too_long": like["too_long"]}
+    if evaluate["questions"] is None:
         raise UserError("the config has no evaluate.questions; name a file with --questions")
     if samples is not None:
-        changes["evaluate"]["samples"] = samples
-    if run is None:
-        changes["model"]["path"] = target
-    return parse_config(changes, "evaluate")
+        evaluate["samples"] = samples
+    if run is not None:
+        values |= {"model": read_config(run).model.model_dump(), "mesh": Mesh().model_dump()}
+    else:
+        values["model"]["path"] = target
+    return override_config(parse_config(values, "evaluate"), overrides)
 
 
 def _file_source(path: Path) -> dict[str, Any]:

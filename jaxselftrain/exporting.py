@@ -7,15 +7,19 @@ from pathlib import Path
 from jaxselftrain import __version__
 from jaxselftrain.assembly import open_parts
 from jaxselftrain.checkpoints import checkpoint_params
-from jaxselftrain.config import Config, to_yaml
-from jaxselftrain.metrics import read_metrics
+from jaxselftrain.config import Config, Mesh, override_config, to_yaml
+from jaxselftrain.metrics import METRICS_FILE, read_metrics
 from jaxselftrain.model.export import export_folder
 from jaxselftrain.run_folder import read_config
 
 
-def export_run(*, run: Path, out: Path, step: int | None) -> None:
-    """`jaxselftrain export`: the checkpoint of a step, or the newest. Raises UserError for a missing run, step or free folder."""
-    config = read_config(run)
+def export_run(*, run: Path, out: Path, step: int | None, overrides: tuple[str, ...]) -> None:
+    """`jaxselftrain export`: the checkpoint of a step, or the newest, read on a mesh of its own.
+
+    Raises UserError for a missing run, step or free folder, and when the model is not the run's.
+    """
+    trained = read_config(run)
+    config = override_config(trained.model_copy(update={"mesh": Mesh()}), overrides)
     parts = open_parts(config, cache=None)
     params, name = checkpoint_params(parts, run, step=step)
     chosen = int(name.removeprefix("step "))
@@ -26,7 +30,7 @@ def export_run(*, run: Path, out: Path, step: int | None) -> None:
         parts.tokenizer,
         out,
         dtype=config.model.weights_dtype,
-        card=model_card(config, chosen, run),
+        card=model_card(trained, chosen, run),
     )
     print(f"{name} of {run} exported to {out}")
 
@@ -34,7 +38,8 @@ def export_run(*, run: Path, out: Path, step: int | None) -> None:
 def model_card(config: Config, step: int, run: Path) -> str:
     """README.md of an exported model."""
     source = {"vote": "its own majority votes", "gold": "gold answers", "random": "random rewards"}[config.reward.source]
-    measured = [line for line in read_metrics(run) if "heldout/avg" in line and line["step"] <= step]
+    lines = read_metrics(run) if (run / METRICS_FILE).is_file() else []
+    measured = [line for line in lines if "heldout/avg" in line and line["step"] <= step]
     rows = [f"| {int(line['step'])} | {line['heldout/avg']:.3f} | {line['heldout/maj']:.3f} |" for line in measured]
     table = ["| step | avg@k | maj@k |", "| --- | --- | --- |", *rows] if rows else ["It was not evaluated while it trained."]
     return "\n".join(

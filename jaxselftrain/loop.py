@@ -21,16 +21,15 @@ from jaxselftrain.assembly import TRAINING, open_parts
 from jaxselftrain.checkpoints import METRIC, Checkpoints, Saved
 from jaxselftrain.config import Config, Questions
 from jaxselftrain.errors import Resumable, UserError
-from jaxselftrain.evaluate import Evaluator
+from jaxselftrain.evaluate import Evaluator, cut_back_evaluations
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.judge import judge
 from jaxselftrain.metrics import MetricsLog
-from jaxselftrain.optimizer import schedule
-from jaxselftrain.prompts import Encoded, first_of, prompt_width
+from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import Question, QuestionOrder, load_questions, without_overlap
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Prompts, Rollouts
-from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, write_environment
+from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, begin_folder
 from jaxselftrain.sharding import check_mesh, named
 from jaxselftrain.start import Host, begin
 from jaxselftrain.step import compile_step, feedback_shardings
@@ -103,15 +102,13 @@ class Loop:
             top_k=config.rollout.top_k,
         )
         self.step = compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh)
-        self.inner_steps = config.update.epochs * config.update.minibatches
-        self.learning_rate = schedule(config.optimizer, steps=config.train.steps * self.inner_steps)
         self.voter = Voter(config.answer, config.vote)
         self.evaluator = None
         if asked is not None and config.evaluate.questions is not None:
             self.evaluator = Evaluator(self.parts, asked, load_answer_key(config.evaluate.questions), self.voter, self.width)
         self.checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint)
         self.log = MetricsLog(folder, config.log)
-        write_environment(folder, sorted({f"{d.platform}: {d.device_kind}" for d in jax.devices()}))
+        begin_folder(folder, config, sorted({f"{d.platform}: {d.device_kind}" for d in jax.devices()}))
 
     def __enter__(self):
         return self
@@ -124,7 +121,11 @@ class Loop:
     def run(self, interrupts: Interrupts) -> Iterator[Report]:
         questions = self.encoded.questions
         state, rollouts, votes, host = begin(self.parts, self.checkpoints, questions, width=self.width, say=self.say)
-        self.log.cut_back(host.step if self.checkpoints.steps() else -1)
+        resumed = bool(self.checkpoints.steps())
+        if not resumed and self.log.has_lines():
+            self.say("there is no checkpoint yet: starting over")
+        self.log.cut_back(host.step if resumed else -1)
+        cut_back_evaluations(self.folder / EVALUATIONS, host.step if resumed else -1)
         self.seconds_before = host.seconds
         steps = self.config.train.steps
         if 0 < host.step >= steps:
@@ -188,15 +189,16 @@ class Loop:
     def _encode(self, questions: list[Question], source: Questions) -> Encoded:
         encoded = self.parts.encode(questions, source.too_long)
         if encoded.dropped_ids:
-            dropped = f"{len(encoded.dropped_ids)} prompts are longer than prompt.max_tokens and were dropped"
-            self.say(f"{dropped}: {first_of(encoded.dropped_ids)}")
+            self.say(encoded.dropped())
         return encoded
 
     def _check_batches(self, available: int, evaluates: bool) -> None:
-        batches = {"rollout__questions": self.config.rollout.questions // self.config.update.minibatches}
+        minibatches = self.config.update.minibatches
+        name = "rollout.questions" if minibatches == 1 else "rollout.questions / update.minibatches"
+        batches = {name: self.config.rollout.questions // minibatches}
         if evaluates:
-            batches["evaluate__batch"] = self.config.evaluate.batch
-        check_mesh(self.parts.mesh, self.parts.architecture, **batches)
+            batches["evaluate.batch"] = self.config.evaluate.batch
+        check_mesh(self.parts.mesh, self.parts.architecture, batches)
         if available < self.config.rollout.questions:
             raise UserError(f"rollout.questions = {self.config.rollout.questions}, but there are only {available} questions")
 
@@ -214,11 +216,10 @@ class Loop:
     def _learned(self, host: Host, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics line of the update just made; counts updates that were skipped for NaN or Inf."""
         bad = float(metrics.pop("bad_update")) > 0
-        line = {"learning_rate": float(self.learning_rate((host.step - host.bad_updates) * self.inner_steps)), **host.pending}
         host.step += 1
         host.bad_updates += int(bad)
         host.bad_in_a_row = host.bad_in_a_row + 1 if bad else 0
-        return line | {name: float(value) for name, value in metrics.items()} | {"bad_updates": host.bad_updates}
+        return host.pending | {name: float(value) for name, value in metrics.items()} | {"bad_updates": host.bad_updates}
 
     def _evaluate(self, host: Host, state: State) -> dict[str, float]:
         """Held-out metrics where an evaluation is due at this step, else nothing."""

@@ -174,6 +174,11 @@ class MetricsLog:
         if self._wandb is not None:
             self._wandb.log({name: value for name, value in line.items() if name != "step"}, step=step)
 
+    def has_lines(self) -> bool:
+        """Whether an earlier attempt has left a metrics.jsonl that is not empty."""
+        path = self.folder / METRICS_FILE
+        return path.is_file() and path.stat().st_size > 0
+
     def write_responses(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """One line for each row: {"step": step, ...row}."""
         for row in rows:
@@ -190,7 +195,8 @@ class MetricsLog:
         for name in (METRICS_FILE, RESPONSES_FILE):
             _rewrite(self.folder / name, step)
         self._last_step = -math.inf
-        shutil.rmtree(self.folder / TENSORBOARD_FOLDER, ignore_errors=True)
+        if self._new_board is not None:
+            shutil.rmtree(self.folder / TENSORBOARD_FOLDER, ignore_errors=True)
         for line in _whole_lines(self.folder / METRICS_FILE):
             self._last_step = line["step"]
             self._to_board(line)

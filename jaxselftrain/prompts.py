@@ -22,6 +22,11 @@ class Encoded(NamedTuple):
     tokens: list[list[int]]
     dropped_ids: list[str]
 
+    def dropped(self) -> str:
+        """How many were dropped, and the first of them, as a sentence."""
+        count = len(self.dropped_ids)
+        return f"{count} prompts are longer than prompt.max_tokens and were dropped: {first_of(self.dropped_ids)}"
+
 
 def encode_prompts(questions: Sequence[Question], *, tokenizer: Tokenizer, prompt: Prompt, too_long: str) -> Encoded:
     """The prompt tokens of every question; those of more than `prompt.max_tokens` are dropped or refused, as `too_long` says.

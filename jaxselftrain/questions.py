@@ -12,6 +12,8 @@ from jaxselftrain.config import Questions
 from jaxselftrain.errors import UserError
 from jaxselftrain.sources import Row, as_text, read_rows, value_at
 
+_ABSENT = object()
+
 
 @dataclass(frozen=True)
 class Question:
@@ -75,8 +77,10 @@ def _plain(text: str) -> str:
 
 def _question(row: Row, config: Questions) -> Question:
     name = config.fields.question
-    value = value_at(row.values, name)
+    value = value_at(row.values, name, absent=_ABSENT)
     if value is None:
+        raise UserError(f"{row.where}: field {name} (questions.fields.question) is null")
+    if value is _ABSENT:
         raise UserError(f"{row.where}: there is no field {name} (questions.fields.question); it has {', '.join(row.values)}")
     if isinstance(value, list | tuple):
         messages = tuple(_message(part, f"{row.where}: field {name}, message {index}") for index, part in enumerate(value))

@@ -14,13 +14,12 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import yaml
 from filelock import FileLock, Timeout
 
-from jaxselftrain.config import Config, changed_fields, parse_config, to_yaml
+from jaxselftrain.config import Config, changed_fields, load_config, to_yaml
 from jaxselftrain.errors import UserError
 
-CONFIG, CHECKPOINTS, EVALUATIONS, LOCK = "config.yaml", "checkpoints", "evaluations", ".lock"
+CONFIG, ENVIRONMENT, CHECKPOINTS, EVALUATIONS, LOCK = "config.yaml", "environment.json", "checkpoints", "evaluations", ".lock"
 PACKAGES = ("jaxselftrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 
 
@@ -31,17 +30,16 @@ def run_folder(config: Config, name: str) -> Path:
 
 def read_config(folder: Path) -> Config:
     """The resolved config of a run folder. Raises UserError when it is none."""
-    path = folder / CONFIG
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise UserError(f"{folder} is not a run folder: it holds no {CONFIG}")
-    return parse_config(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    return load_config(folder / CONFIG, ())
 
 
 def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
-    """Locks the folder and writes the config into it; gives the lock and the free fields that changed on resume."""
+    """Locks the folder, and writes nothing else; gives the lock and the free fields that changed on resume."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run folder {folder} is a file; choose another train.folder")
-    known = folder.is_dir() and (folder / CONFIG).is_file()
+    known = is_run_folder(folder)
     if folder.is_dir() and not known and any(name != LOCK for name in os.listdir(folder)):
         raise UserError(f"run folder {folder} holds other files and is no run folder; choose another train.folder")
     try:
@@ -61,8 +59,20 @@ def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
                 f"{folder} holds a run with other settings, which cannot change when it is resumed: "
                 f"{'; '.join(fixed)}. Set them back, or choose another train.folder"
             )
-    replace_text(folder / CONFIG, to_yaml(config))
     return lock, free
+
+
+def close_folder(folder: Path, lock: FileLock) -> None:
+    """Unlocks the folder, and takes it away again if the run never began."""
+    lock.release()
+    if os.listdir(folder) == [LOCK]:
+        (folder / LOCK).unlink()
+        folder.rmdir()
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run has begun there: a config alone may be anybody's."""
+    return (folder / CONFIG).is_file() and (folder / ENVIRONMENT).is_file()
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -70,8 +80,9 @@ def has_checkpoint(folder: Path) -> bool:
     return steps.is_dir() and any(entry.name.isdigit() for entry in steps.iterdir())
 
 
-def write_environment(folder: Path, devices: list[str]) -> None:
-    """environment.json: versions, git commit, device kinds; the last start of the run is what counts."""
+def begin_folder(folder: Path, config: Config, devices: list[str]) -> None:
+    """Writes config.yaml, and environment.json: versions, git commit, device kinds of the run's last start."""
+    replace_text(folder / CONFIG, to_yaml(config))
     versions = {}
     for name in PACKAGES:
         try:
@@ -86,7 +97,15 @@ def write_environment(folder: Path, devices: list[str]) -> None:
         "packages": versions,
         "command": sys.argv,
     }
-    replace_text(folder / "environment.json", json.dumps(facts, indent=2) + "\n")
+    replace_text(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder for results; UserError when that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made a folder for results: {error.strerror}") from None
 
 
 def replace_text(path: Path, text: str) -> None:

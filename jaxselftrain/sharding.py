@@ -7,6 +7,7 @@ vocabulary. Everything that varies by question is split over (data, fsdp).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -46,15 +47,12 @@ def make_mesh(mesh: config.Mesh, devices: list | None = None) -> Mesh:
     return Mesh(np.asarray(devices).reshape(data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"))
 
 
-def check_mesh(mesh: Mesh, architecture: Architecture, **batches: int) -> None:
+def check_mesh(mesh: Mesh, architecture: Architecture, batches: Mapping[str, int]) -> None:
     """Raises UserError unless every axis divides what it splits; `batches` are field name -> number of questions."""
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     for field, count in batches.items():
         if count % rows:
-            raise UserError(
-                f"{field.replace('__', '.')} = {count} is not divisible by the mesh: "
-                f"data x fsdp = {rows} devices split the questions"
-            )
+            raise UserError(f"{field} = {count} is not divisible by the mesh: data x fsdp = {rows} devices split the questions")
     for axis, letters in (("tensor", "HFV"), ("fsdp", "D")):
         for letter in letters:
             if getattr(architecture, letter) % mesh.shape[axis]:

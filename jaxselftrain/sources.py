@@ -37,13 +37,13 @@ def read_rows(config: Questions) -> Iterator[Row]:
     return itertools.islice(_some(read(config), config.path), config.count)
 
 
-def value_at(values: dict[str, Any], name: str) -> Any:
-    """The value of the field `name`, or None; dots reach into records, unless a field is so named itself."""
+def value_at(values: dict[str, Any], name: str, absent: Any = None) -> Any:
+    """The value of the field `name`, or `absent`; dots reach into records, unless a field is so named itself."""
     if name in values:
         return values[name]
     for part in name.split("."):
         if not isinstance(values, dict) or part not in values:
-            return None
+            return absent
         values = values[part]
     return values
 
@@ -100,7 +100,7 @@ def _jsonl(config: Questions) -> Iterator[Row]:
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(line.decode("utf-8"))
+        values = json.loads(line.decode("utf-8").rstrip("\r\n"))  # else an error at its end is in column 1
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:

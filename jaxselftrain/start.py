@@ -33,7 +33,7 @@ class Host:
     bad_updates: int = 0
     bad_in_a_row: int = 0
     best: float | None = None  # highest held-out avg@k so far
-    reference: dict[str, float] | None = None  # fingerprint of the frozen initial policy
+    reference: dict[str, int] | None = None  # fingerprint of the frozen initial policy
     tokens: int = 0  # response tokens in the rollouts that await their update
     questions: str = ""  # fingerprint of the training questions and their order
     seconds: float = 0.0  # wall time of all the processes that worked on this run
@@ -60,7 +60,7 @@ def begin(
     steps = checkpoints.steps()
     if not steps:
         rollouts = jax.jit(lambda: empty_rollouts(**shapes), out_shardings=rollout_shardings(parts.mesh))()
-        host = Host(reference=_means(reference), questions=_fingerprint(questions))
+        host = Host(reference=_sums(reference), questions=_fingerprint(questions))
         return _initial_state(parts, reference), rollouts, nothing, host
     abstract = abstract_state(config, parts.architecture), jax.eval_shape(lambda: empty_rollouts(**shapes))
     at = state_shardings(config, parts.architecture, parts.mesh), rollout_shardings(parts.mesh)
@@ -93,18 +93,23 @@ def _fingerprint(questions: Sequence[Question]) -> str:
 
 
 def _check_reference(host: Host, reference: dict[str, jax.Array] | None, path: str) -> None:
-    now = _means(reference)
+    now = _sums(reference)
     for name, value in (host.reference or {}).items():
-        if now is not None and not np.isclose(now[name], value, rtol=1e-4):
+        if now is not None and now[name] != value:
             raise UserError(
                 f"the weights at model.path = {path} are not those this run started from ({name} differs), so the KL "
                 "reference cannot be kept; put the old ones back"
             )
 
 
-def _means(params: dict[str, jax.Array] | None) -> dict[str, float] | None:
-    """Mean size of each parameter, to tell whether it is still the same; None without parameters."""
+def _sums(params: dict[str, jax.Array] | None) -> dict[str, int] | None:
+    """The sum of each parameter's bits, modulo 2^32: exact, and the same on every mesh. None without parameters."""
     if params is None:
         return None
-    sums = jax.jit(lambda p: {name: jnp.abs(x.astype(jnp.float32)).mean() for name, x in p.items()})(params)
-    return {name: float(x) for name, x in jax.device_get(sums).items()}
+
+    def bits(x):
+        unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+        return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    sums = jax.jit(lambda p: {name: bits(x) for name, x in p.items()})(params)
+    return {name: int(x) for name, x in jax.device_get(sums).items()}

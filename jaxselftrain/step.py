@@ -91,8 +91,8 @@ def compile_sample(
 
 
 def make_transform(config: Config) -> optax.GradientTransformation:
-    steps = config.train.steps * config.update.epochs * config.update.minibatches
-    return adamw(config.optimizer, steps=steps)
+    """The optimizer of a run, with its schedule over all of the run's optimizer steps."""
+    return adamw(config.optimizer, steps=config.optimizer_steps)
 
 
 def abstract_state(config: Config, architecture: Architecture) -> State:

@@ -19,7 +19,7 @@ SUMMARY, PICTURE = "summary.json", "picture.png"
 def write_summary(folder: Path, *, compiled: dict[str, Any], memory: dict[str, float]) -> dict[str, Any]:
     """summary.json: held-out metrics before and after, and what the run cost.
 
-    `seconds` is the wall time of all the processes that worked on the run, `split` sums the seconds of its steps;
+    `seconds` is the wall time of all the processes that worked on the run, `split` sums the seconds of its logged steps;
     `compiled` (times and seconds of each program) and `peak_memory_gib` are of the process that finished it.
     """
     lines = read_metrics(folder)
@@ -41,10 +41,8 @@ def show_summary(folder: Path) -> None:
     lines = read_metrics(folder)
     evaluated = [int(line["step"]) for line in lines if "heldout/avg" in line]
     if evaluated:
-        columns = {
-            f"step {step}": json.loads((folder / EVALUATIONS / f"step_{step:06d}.json").read_text(encoding="utf-8"))
-            for step in dict.fromkeys((evaluated[0], evaluated[-1]))
-        }
+        files = {step: folder / EVALUATIONS / f"step_{step:06d}.json" for step in (evaluated[0], evaluated[-1])}
+        columns = {f"step {step}": json.loads(file.read_text(encoding="utf-8")) for step, file in files.items() if file.is_file()}
         title = f"held-out questions, k = {config.evaluate.samples}, reward: {config.reward.source}"
         console.print(render(columns, title=title))
     if len(lines) > 1:

@@ -13,8 +13,8 @@ from jaxselftrain.config import Config
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.loop import Loop, Report
 from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
-from jaxselftrain.run_folder import open_folder
-from jaxselftrain.summary import show_summary, write_summary
+from jaxselftrain.run_folder import close_folder, open_folder
+from jaxselftrain.summary import SUMMARY, show_summary, write_summary
 
 
 def train(
@@ -36,14 +36,17 @@ def train(
             with Loop(config, folder, notes, say=say, watch=watch) as loop:
                 yield from loop.run(interrupts)
     finally:
-        lock.release()
+        close_folder(folder, lock)
 
 
 def run(config: Config, folder: Path) -> None:
     """`train` as the command line runs it: a progress bar, then summary.json, a table and a picture."""
     steps, report = config.train.steps, None
-    with Compilations() as compiled, tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr) as bar:
+    # the delay: a mistake that is told at once is told without an empty bar above it
+    with Compilations() as compiled, tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr, delay=3) as bar:
         for report in train(config, folder, say=partial(bar.write, file=sys.stderr), watch=bar.set_description):
+            if bar.n == 0:
+                bar.initial = bar.n = max(report.step - 1, 0)  # a resumed run's speed is that of the steps done now
             bar.set_description("training")
             bar.update(report.step - bar.n)
             shown = {
@@ -53,6 +56,6 @@ def run(config: Config, folder: Path) -> None:
                 "held-out avg": report.metrics.get("heldout/avg"),
             }
             bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items() if value is not None})
-    if report is not None:  # otherwise the run was finished before, and its summary stands
+    if report is not None or not (folder / SUMMARY).is_file():
         write_summary(folder, compiled=compiled.summary(), memory=peak_memory_gib())
     show_summary(folder)

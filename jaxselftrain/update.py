@@ -87,9 +87,11 @@ def learn(
         grads, sums = gradient(graph, config, state, minibatch)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+        rate = jnp.asarray(learning_rate(state.count), jnp.float32)
         state = jax.lax.cond(good, lambda s: _apply(transform, s, grads), lambda s: s, state)
-        return state, sums | {"grad_norm": norm, "bad_update": 1.0 - good}
+        return state, sums | {"grad_norm": norm, "learning_rate": rate, "bad_update": 1.0 - good}
 
+    learning_rate = optimizer.schedule(config.optimizer, steps=config.optimizer_steps)
     order = jnp.tile(jnp.arange(settings.minibatches), settings.epochs)
     state, metrics = jax.lax.scan(optimizer_step, state, order)
     return state, jax.tree.map(lambda x: x.mean(0), metrics)

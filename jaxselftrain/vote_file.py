@@ -51,6 +51,10 @@ def run_vote(*, file: Path, format: str | None, pattern: str | None, overrides: 
         raise UserError(f"{file} does not exist; name a JSONL file whose lines hold id and completions")
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: the folder {output.parent} does not exist")
+    if output is not None and (output.is_dir() or (output.exists() and not output.is_file())):
+        raise UserError(f"--output {output} is no ordinary file; name one to write")
+    if output is not None and output.exists() and output.samefile(file):
+        raise UserError(f"--output {output} is the file of completions itself; name another one")
     questions = read_completions(config.questions)
     ballots = list(count_votes(questions, config))
     Console().print(_table(ballots, title=file.name))

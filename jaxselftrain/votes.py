@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxselftrain.answers import is_opaque
+
 
 @dataclass(frozen=True)
 class Vote:
@@ -37,8 +39,8 @@ def vote(keys: Sequence[str | None], *, ties: str, denominator: str, opaque_may_
         raise ValueError(f"ties = {ties!r} must be first or abstain, denominator = {denominator!r} valid or all")
     counts = Counter(key for key in keys if key is not None)
     classes = tuple(counts.most_common())  # a stable sort of insertion order: equal counts stay in the order first seen
-    opaque = sum(count for key, count in classes if _is_opaque(key))
-    may_win = [(key, count) for key, count in classes if opaque_may_win or not _is_opaque(key)]
+    opaque = sum(count for key, count in classes if is_opaque(key))
+    may_win = [(key, count) for key, count in classes if opaque_may_win or not is_opaque(key)]
     most = may_win[0][1] if may_win else 0
     tied = len(may_win) > 1 and may_win[1][1] == most
     return Vote(
@@ -49,8 +51,3 @@ def vote(keys: Sequence[str | None], *, ties: str, denominator: str, opaque_may_
         opaque=opaque,
         samples=len(keys),
     )
-
-
-def _is_opaque(key: str) -> bool:
-    """Whether a key stands for exact text alone (see answers.answer_key)."""
-    return key.startswith("o:")

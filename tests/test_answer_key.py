@@ -60,6 +60,16 @@ def test_nested_answers_and_sources_without_answers(tmp_path):
     assert len(load_answer_key(written(tmp_path, records, fields={"answer": None}))) == 0
 
 
+def test_an_answer_field_that_was_asked_for_and_is_in_no_row_is_named(tmp_path):
+    records = [{"question": "a", "answer": 1, "more": {}}, {"question": "b", "answer": 2, "more": {"gold": None}}]
+    for name in ("anwser", "more.gold.x"):
+        config = written(tmp_path, records, fields={"answer": name})
+        with pytest.raises(UserError) as error:
+            load_answer_key(config)
+        assert str(error.value).startswith(f"questions.fields.answer = {name}: no row of {config.path} has that field")
+    assert len(load_answer_key(written(tmp_path, records, fields={"answer": "more.gold"}))) == 0  # one row has it, as null
+
+
 def test_an_answer_that_is_no_text_is_named(tmp_path):
     config = written(tmp_path, [{"question": "?", "answer": ["7"]}])
     with pytest.raises(UserError, match=":1: field answer must be text or a number, not list"):

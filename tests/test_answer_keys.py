@@ -136,6 +136,44 @@ def test_what_is_too_much_or_not_mathematics_is_its_exact_text(text):
     assert answer_key(text) == "o:" + " ".join(text.split())
 
 
+def matrix(size, cell):
+    return r"\begin{pmatrix}" + r"\\".join("&".join(cell(r, c) for c in range(size)) for r in range(size)) + r"\end{pmatrix}"
+
+
+COSTLY = {
+    "a word with a digit after it": "a" * 999 + "1",
+    "words with apostrophes": "a'" * 400 + "1",
+    "punctuation": "a" + " .,;'" * 190 + "1",
+    "dollars": "$" * 999,
+    "brackets": "a" + "(" * 900,
+    "groups of digits": "1 000 " * 160,
+    "compatibility characters": "\ufdfa" * 500,
+    "accents": "a" + "\u0301" * 900,
+    "sums in sums": r"\sum_{a=1}^{200}\sum_{b=1}^{200}\sum_{c=1}^{200}abc",
+    "a power of a matrix": matrix(6, lambda r, c: "x") + "^{90}",
+    "a matrix of roots": matrix(8, lambda r, c: rf"\sqrt{{{8 * r + c + 2}}}"),
+    "a determinant": r"\left|" + matrix(6, lambda r, c: rf"\sqrt{{{r * c + 2}}}") + r"\right|",
+    "gamma functions": "+".join(f"({n}x)!" for n in range(1, 60)),
+    "zeros": "+".join(rf"\sin({n}\pi)" for n in range(1, 80)),
+    "signs": ",".join([r"\pm\sqrt2\pm\sqrt3\pm\sqrt5\pm\sqrt7"] * 20),
+    "exponentials": r"e^{19000x}+e^{-19000x}+e^{18000y}",
+    "powers": "(" + "+".join(f"x^{{{n}}}" for n in range(100, 140)) + ")^{40}",
+    "quotients": "+".join(rf"\frac{{1}}{{{n}!}}" for n in range(4840, 4900)),
+    "binomials": "+".join(rf"\binom{{x}}{{{n}}}" for n in range(50, 100)),
+    "intervals": r"\cup".join(rf"(\sqrt{{{n}}},\sqrt{{{n + 1}}})" for n in range(2, 70)),
+    "bars": r"|x-1|+|x-2|+|x-3|+|x-\sqrt2|<5",
+    "logarithms": r"\log_2(\log_3(\log_4(10^{5000})))",
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_an_answer_built_to_be_costly_is_not(name):
+    answer_key(r"\sqrt2")  # the first irrational number imports mpmath
+    start = time.process_time()
+    answer_key(COSTLY[name])
+    assert time.process_time() - start < 0.5
+
+
 def test_the_same_text_has_the_same_key_whatever_came_before():
     texts = [case["a"] for case in CASES]
     first = [answer_key(text) for text in texts]
@@ -144,7 +182,8 @@ def test_the_same_text_has_the_same_key_whatever_came_before():
 
 def table_of_the_doc():
     """(answer, relation, answer) of every row."""
-    lines = [line for line in DOC.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    table = DOC.read_text(encoding="utf-8").partition("## By example")[2].partition("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| `")]
     found = []
     for line in lines:
         a, relation, b, _ = (cell.strip() for cell in line.split("|")[1:-1])
@@ -165,3 +204,67 @@ def test_each_row_of_the_docs_table_holds(row):
 
 def test_the_docs_table_is_read_in_full():
     assert len(table_of_the_doc()) > 60
+
+
+LETTERS = "abcdfghjklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def test_every_two_variables_are_met_in_both_orders_and_signs():
+    """Otherwise |x - y| would be x - y, and the root of xy a product of roots, at every point that is compared."""
+    for a, b in combinations(LETTERS, 2):
+        assert answer_key(f"|{a}-{b}|") not in (answer_key(f"{a}-{b}"), answer_key(f"{b}-{a}"))
+        assert answer_key(rf"\max({a},{b})") not in (answer_key(a), answer_key(b))
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_every_variable_is_met_inside_and_outside_the_unit_interval_with_both_signs(letter):
+    others = (
+        r"\sqrt{@^2}",
+        r"|@|",
+        r"-|@|",
+        r"\arcsin(\sin @)",
+        r"\lfloor @\rfloor",
+        r"\sqrt{@-1}^2+|@-1|-@+2",
+        r"\max(@,1)",
+        r"\min(@,-1)",
+    )
+    assert answer_key(letter) == "t:" + letter
+    assert [text for text in others if answer_key(text.replace("@", letter)) == "t:" + letter] == []
+    assert answer_key(rf"\ln {letter}^2") != answer_key(rf"2\ln {letter}")
+
+
+def test_an_exponents_size_is_judged_by_its_value_not_its_first_digits():
+    assert answer_key("0E" + "0" * 70 + "2" + "0" * 20).startswith("o:")
+    assert answer_key("1e" + "0" * 70 + "5") == answer_key("100000")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [r"\begin{pmatrix}1\end{pmatrix}x=4x", r"\begin{pmatrix}1\end{pmatrix}x<4x"],
+)
+def test_an_equation_of_matrices_is_opaque_and_no_crash(answer):
+    assert answer_key(answer).startswith("o:")
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        (r"3+4\mathrm{i}", "7"), (r"2\mathrm{e}", "2"), (r"2\text{x}", "2"), (r"5\text{ feet 6 inches}", "5"),
+        ("x>1, y>2", "x>2, y>1"), (r"\lceil n/2\rceil", r"\lfloor n/2\rfloor+1"), ("0.(3)", "0.(6)"), ("6:08", "3:04"),
+        (r"x=1,y=2 \text{ or } x=2,y=1", r"x=1,y=1 \text{ or } x=2,y=2"),
+        (r"\sqrt{x-3}+\sqrt{y}=5", r"\sqrt{x-3}+\sqrt{y}=7"), ("x=x", "x"),
+    ],
+)  # fmt: skip
+def test_what_was_once_wrongly_equal_differs(a, b):
+    assert answer_key(a) != answer_key(b)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2\\frac{" * 19 + "1" + "}{x}" * 19, r"\sum_{k=1}^{200}\sum_{j=1}^{19}\max(k," + ",".join([r"\pi"] * 180) + ")"],
+)
+def test_work_is_bounded_where_nothing_is_charged_by_arithmetic(text):
+    answer_key(r"\sqrt2")
+    started = time.process_time()
+    answer_key(text)
+    assert time.process_time() - started < 0.5

@@ -83,11 +83,11 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_keeps_the_old_checkpoint(h
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (8192, 8192))
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and "Traceback" not in err, err
-    found = re.search(r"no room on the disk for .*run/(checkpoints|metrics)", err.splitlines()[-1])
+    found = re.search(r"no room on the disk for .*/run(/checkpoints)?", err.splitlines()[-1])  # the log may hit the limit first
     assert found, err
     kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
     assert kept >= 2
-    if found[1] == "checkpoints":
+    if found[1]:
         assert f"the checkpoint of step {kept} is intact" in err.splitlines()[-1]
     code, _, err = command(*arguments, "train.steps=5")
     assert code == 0, err

@@ -68,7 +68,7 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(arguments, part, c
 @pytest.mark.parametrize(
     "override, parts",
     [
-        ("vote.sampels=8", ["vote.sampels", "8", "vote.samples", "did you mean samples?"]),
+        ("vote.sampels=8", ["vote.sampels", "8", "did you mean vote.samples?"]),
         ("vote.samples=1", ["vote.samples = 1", "greater than or equal to 2"]),
         ("vote.samples=many", ["vote.samples = 'many'", "integer"]),
         ("vote.samples", ["'vote.samples'", "section.field=value"]),
@@ -77,7 +77,7 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(arguments, part, c
 def test_a_wrong_setting_is_one_sentence_with_field_and_value(override, parts, config, capsys):
     assert cli.main(["train", str(config), override]) == 2
     sentence = the_sentence(capsys)
-    assert all(part in sentence for part in parts if part != "vote.samples"), sentence
+    assert all(part in sentence for part in parts), sentence
 
 
 def test_print_config_is_a_config_that_reads_back_equal(config, tmp_path, capsys):
@@ -130,7 +130,7 @@ def test_evaluate_and_export_pass_their_arguments_on(stand_in):
     assert given == dict(
         target="model", questions="q.jsonl", samples=4, overrides=("evaluate.top_p=0.9",), config_path=None, out="None"
     )
-    assert {name: str(value) for name, value in exports[0][1].items()} == dict(run="run", out="out", step="7")
+    assert {name: str(value) for name, value in exports[0][1].items()} == dict(run="run", out="out", step="7", overrides="()")
 
 
 def test_help_and_bad_settings_import_no_jax(config):

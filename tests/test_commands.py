@@ -1,10 +1,12 @@
 """evaluate and export on a finished run, against torch transformers."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
-from runs import command, lines, make_home, write_questions
+from runs import command, lines, make_home, write_config, write_questions
+from small_models import save_folder, torch_model
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,52 @@ def test_compare_shows_and_draws_the_run(run, tmp_path):
     assert code == 0, err
     assert out.count("avg@k") == 2 and str(tmp_path / "both.png") in out
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG") and (tmp_path / "both.png").stat().st_size > 20_000
+
+
+def test_reading_a_run_that_trains_clears_nothing_away(run, tmp_path):
+    half = run / "checkpoints" / "5.orbax-checkpoint-tmp"
+    half.mkdir()
+    try:
+        code, _, err = command("export", str(run), str(tmp_path / "exported"))
+        assert code == 0 and half.is_dir(), err
+    finally:
+        half.rmdir()
+
+
+def test_a_damaged_checkpoint_is_named(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2" / "state")
+    for arguments in (["export", str(tmp_path / "run"), str(tmp_path / "x")], ["evaluate", str(tmp_path / "run")]):
+        code, _, err = command(*arguments)
+        assert code == 2 and "checkpoint of step 2" in err and "is damaged" in err and "Traceback" not in err
+
+
+def test_the_model_of_an_evaluation_is_the_runs(run, tmp_path):
+    other = save_folder(torch_model("qwen2_tied"), tmp_path / "other")
+    config = write_config(tmp_path, model={"path": str(other)}, questions={"path": str(run.parent / "train.jsonl")})
+    code, _, err = command("evaluate", str(run), "--config", str(config), "--questions", str(run.parent / "held_out.jsonl"))
+    assert code == 0, err  # the config's prompt and answer, the run's model
+    code, _, err = command("evaluate", str(run), f"model.path={other}")
+    assert code == 2 and "is not the model that" in err and "Traceback" not in err
+
+
+def test_overrides_come_after_the_questions_and_an_answer_field_is_assumed(run, tmp_path):
+    config = write_config(
+        tmp_path, questions={"path": str(run.parent / "train.jsonl"), "fields": {"answer": None}}, evaluate={"questions": None}
+    )
+    code, _, err = command(
+        "evaluate", str(run), "--config", str(config), "--questions", str(run.parent / "held_out.jsonl"),
+        "--out", str(tmp_path / "out"), "evaluate.questions.count=3", "prompt.max_tokens=9",
+    )  # fmt: skip
+    assert code == 2 and "all 3 prompts are longer than prompt.max_tokens = 9" in err
+    code, _, err = command(
+        "evaluate", str(run), "--config", str(config), "--questions", str(run.parent / "held_out.jsonl"),
+        "--out", str(tmp_path / "out"), "evaluate.questions.count=3",
+    )  # fmt: skip
+    assert code == 0 and len(lines(tmp_path / "out", "step_2.jsonl")) == 3, err
+
+
+def test_an_output_that_is_a_file_is_told_before_the_work(run, tmp_path):
+    (tmp_path / "taken").write_text("")
+    code, out, err = command("evaluate", str(run), "--out", str(tmp_path / "taken"))
+    assert code == 2 and "cannot be made a folder" in err and "avg@k" not in out

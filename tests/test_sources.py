@@ -47,7 +47,8 @@ def test_jsonl_gives_back_the_written_records_and_their_lines(tmp_path):
     "line, says",
     [
         (b'{"question": "a",}', "malformed JSON at column"),
-        (b'{"question": ', "malformed JSON at column"),
+        (b'{"question": ', "malformed JSON at column 14"),
+        (b'{"question": \r', "malformed JSON at column 14"),
         (b'["a"]', "one JSON object, not list"),
         (b'"a"', "one JSON object, not str"),
         (b'{"question": "\xff"}', "byte 15 of the line is not UTF-8"),
@@ -113,6 +114,9 @@ def test_dots_reach_into_records_unless_a_field_has_that_name():
     assert value_at(record, "a.b") == 2
     assert value_at(record, "a.n") is None
     assert value_at(record, "a.x") is None
+    assert (
+        value_at(record, "a.x", absent=0) == value_at(record, "s.x", absent=0) == 0 and value_at(record, "a.n", absent=0) is None
+    )
     assert value_at(record, "s.x") is None
 
 

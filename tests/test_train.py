@@ -10,7 +10,7 @@ import pytest
 from runs import command, final_weights, lines, make_home, start, wait_for_step, without_times, write_questions
 
 from jaxselftrain import evaluate, loop
-from jaxselftrain.config import load_config
+from jaxselftrain.config import load_config, override_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.train import train
 
@@ -130,7 +130,10 @@ def test_only_explicit_transfers_and_two_programs(home, finished, tmp_path, monk
     monkeypatch.setattr(jax, "device_get", lambda x: fetches.append(1) or real_get(x))
     monkeypatch.setattr(loop, "compile_step", lambda *a, **k: programs.append(real_step(*a, **k)) or programs[-1])
     monkeypatch.setattr(evaluate, "compile_sample", lambda *a, **k: programs.append(real_sample(*a, **k)) or programs[-1])
-    assert guarded(config_in(home, tmp_path, "evaluate.every=2"), tmp_path / "run") == list(range(7))
+    schedule = ("optimizer.schedule=cosine", "optimizer.warmup_steps=2")  # nothing of it is computed on the host
+    assert guarded(config_in(home, tmp_path, "evaluate.every=2", *schedule), tmp_path / "run") == list(range(7))
+    rates = [line["learning_rate"] for line in lines(tmp_path / "run")[1:]]
+    np.testing.assert_allclose(rates, 1e-3 * np.asarray([1 / 3, 2 / 3, 1, 0.853553, 0.5, 0.146447]), rtol=1e-5)
     evaluations, batches = 4, 2
     assert len(fetches) == 7 + evaluations * batches  # one a step, one a batch of evaluation, and nothing else
     assert [program._cache_size() for program in programs] == [1, 1]
@@ -172,11 +175,11 @@ BAD = [
 @pytest.mark.parametrize(
     ("overrides", "named"), BAD, ids=lambda value: value[0].split("=")[0] if isinstance(value, list) else None
 )
-def test_bad_input_is_one_sentence_and_leaves_no_checkpoint(home, finished, tmp_path, overrides, named):
+def test_bad_input_is_one_sentence_and_leaves_nothing(home, finished, tmp_path, overrides, named):
     with pytest.raises(UserError) as caught:
         list(train(config_in(home, tmp_path, *overrides), tmp_path / "run", say=lambda text: None))
     assert named in str(caught.value) and "\n" not in str(caught.value)
-    assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_fixed_field_is_refused_by_name_and_the_run_is_untouched(home, finished):
@@ -185,6 +188,56 @@ def test_a_changed_fixed_field_is_refused_by_name_and_the_run_is_untouched(home,
     code, _, err = command("train", str(home / "config.yaml"), "vote.samples=8")
     assert code == 2 and "vote.samples: 4 -> 8" in err and "Traceback" not in err
     assert (folder / "config.yaml").read_bytes() == before
+    code, _, err = command("train", str(home / "config.yaml"), "mesh.tensor=7", "train.steps=9")
+    assert code == 2 and "mesh" in err and (folder / "config.yaml").read_bytes() == before
+
+
+def test_a_config_of_ones_own_is_no_run_folder_and_is_not_written_over(home, finished, tmp_path):
+    own = tmp_path / "config.yaml"
+    own.write_bytes(b"# mine\n" + (home / "config.yaml").read_bytes())
+    before = own.read_bytes()
+    code, _, err = command("train", str(own), f"train.folder={tmp_path}")
+    assert code == 2 and "holds other files" in err and own.read_bytes() == before
+
+
+def test_a_run_that_starts_over_forgets_its_later_evaluations(home, tmp_path):
+    never_saved = "checkpoint.every=50", "checkpoint.keep_best=false"
+    steps = train(config_in(home, tmp_path, "evaluate.every=1", *never_saved), tmp_path / "run", say=lambda text: None)
+    for report in steps:
+        if report.step == 3:
+            break
+    steps.close()  # as a kill does, before the first checkpoint
+    said = []
+    list(train(config_in(home, tmp_path, "train.steps=2"), tmp_path / "run", say=said.append))
+    assert "there is no checkpoint yet: starting over" in said
+    assert sorted(path.name for path in (tmp_path / "run" / "evaluations").glob("*.jsonl")) == [
+        "step_000000.jsonl",
+        "step_000002.jsonl",
+    ]
+
+
+def test_a_run_of_eight_devices_is_exported_and_evaluated_on_one(home, finished, tmp_path):
+    list(train(config_in(home, tmp_path, "train.steps=1"), tmp_path / "run", say=lambda text: None))
+    code, out, err = command("export", str(tmp_path / "run"), str(tmp_path / "exported"))
+    assert code == 0 and "step 1" in out and "unsafe" not in err, err
+    code, out, err = command("evaluate", str(tmp_path / "run"), "--samples", "1", "evaluate.greedy=false")
+    assert code == 0 and "avg@k" in out, err
+
+
+def test_the_reference_must_be_the_very_weights_the_run_started_from(home, tmp_path):
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(home / "model", tmp_path / "model")
+    config = config_in(home, tmp_path, f"model.path={tmp_path / 'model'}", "update.kl_coefficient=0.1", "train.steps=1")
+    list(train(config, tmp_path / "run", say=lambda text: None))
+    (file,) = (tmp_path / "model").glob("*.safetensors")
+    weights = load_file(file)
+    weights["model.norm.weight"][0] += 1e-6
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="not those this run started from"):
+        list(train(override_config(config, ("train.steps=2",)), tmp_path / "run", say=lambda text: None))
 
 
 def test_a_folder_of_other_things_is_refused(home, finished, tmp_path):

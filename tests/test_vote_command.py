@@ -101,7 +101,7 @@ def test_other_mistakes_are_one_sentence_too(tmp_path, capsys):
     assert "answer.format = 'box'" in refusal(capsys, file, "--format", "box")
     assert "pattern goes with format regex" in refusal(capsys, file, "--format", "boxed", "--pattern", "(x)")
     assert "answer.pattern" in refusal(capsys, file, "--pattern", "(")
-    assert "did you mean ties?" in refusal(capsys, file, "vote.tie=first")
+    assert "did you mean vote.ties?" in refusal(capsys, file, "vote.tie=first")
     assert "the folder" in refusal(capsys, file, "--output", str(tmp_path / "absent" / "out.jsonl"))
 
 

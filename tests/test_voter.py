@@ -1,5 +1,6 @@
 """The worker processes: equal to reading in this process, and whole whatever a response or an operator does to them."""
 
+import gc
 import json
 import os
 import signal
@@ -114,7 +115,10 @@ def test_a_response_that_never_ends_costs_its_own_vote_and_at_most_its_time(work
         start = time.monotonic()
         got = voter.read(texts)
         seconds = time.monotonic() - start
-        assert got.keys == [f"n:{i}" for i in range(30)] + [None] + [f"n:{i}" for i in range(100, 130)] + [None, "t:aaa"]
+        assert got.keys == [f"n:{i}" for i in range(30)] + [None] + [f"n:{i}" for i in range(100, 130)] + [
+            None,
+            answer_key("aaa"),
+        ]
         assert got.killed == 2  # both samples; the text itself ran once
         assert 0.5 <= seconds < 3.0
         assert voter.read(texts[:10]).keys == got.keys[:10]
@@ -290,6 +294,21 @@ def test_the_answer_that_many_responses_share_is_parsed_once(monkeypatch):
     parsed.clear()  # the warm-up
     assert [read(f"{i} \\boxed{{7}}") for i in range(3)] == [["7", "n:7"]] * 3 and read("?") == [None, None]
     assert parsed == ["7"]
+
+
+def test_a_voter_outlives_the_thread_that_made_it_and_ends_when_forgotten():
+    before, made = set(children()), []
+    thread = threading.Thread(target=lambda: made.append(Voter(BOXED, Vote())))
+    thread.start()
+    thread.join()
+    assert made[0].read(["\\boxed{1}"]).keys == ["n:1"]
+    assert wait_until(lambda: len(made[0].pids()) == 2)
+    pids = made[0].pids()
+    assert set(pids) <= set(children()) - before
+    with pytest.warns(ResourceWarning):  # as when a notebook's cell runs again: nothing closed it
+        made.clear()
+        gc.collect()
+    assert wait_until(lambda: not any(map(alive, pids)))
 
 
 def test_several_voters_in_one_process_and_nothing_printed(boxed_voter, capfd):

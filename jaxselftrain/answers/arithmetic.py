@@ -145,7 +145,7 @@ class Arithmetic:
 
     def inverse(self, b: Any) -> Any:
         if type(b) is list:
-            raise Strange("matrix")
+            return self._matrix_inverse(b)
         if not b:
             raise Nothing
         if type(b) is Fraction:
@@ -165,6 +165,24 @@ class Arithmetic:
             raise Strange("matrix")
         columns = list(zip(*b, strict=True))
         return [[self.total(self.mul(x, y) for x, y in zip(row, column, strict=True)) for column in columns] for row in a]
+
+    def _matrix_inverse(self, rows: Any) -> Any:
+        """Gauss-Jordan elimination; for exact entries only, whose zeros are certain."""
+        size = len(rows)
+        if size != len(rows[0]) or size > 5 or not all(exact(x) for row in rows for x in row):
+            raise Strange("matrix")
+        work = [[*row, *(ONE if i == j else ZERO for j in range(size))] for i, row in enumerate(rows)]
+        for c in range(size):
+            pivot = next((r for r in range(c, size) if work[r][c]), None)
+            if pivot is None:
+                raise Nothing
+            work[c], work[pivot] = work[pivot], work[c]
+            work[c] = [self.div(x, work[c][c]) for x in work[c]]
+            for r in range(size):
+                if r != c:
+                    factor = self.neg(work[r][c])
+                    work[r] = [self.add(x, self.mul(factor, y)) for x, y in zip(work[r], work[c], strict=True)]
+        return [row[size:] for row in work]
 
     def total(self, values: Any) -> Any:
         sum_ = None
@@ -204,8 +222,10 @@ class Arithmetic:
                 raise TooLarge("power")
             self._charge_exact(bits(a) * abs(n))
             return a**n
+        if type(a) is Gauss and not a.re and abs(a.im) == 1:
+            n %= 4  # i
         if type(a) is list or type(a) is Gauss:
-            if abs(n) > 200 or (type(a) is list and n < 1):
+            if abs(n) > 200 or (type(a) is list and n == 0):
                 raise TooLarge("power")
             if n <= 0:
                 return ONE if n == 0 else self.inverse(self._integer_power(a, -n))

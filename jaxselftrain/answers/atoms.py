@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Final
 
 from jaxselftrain.answers.reader import Reader, Tree, integer
-from jaxselftrain.answers.tables import INVERSE, OF_INTEGERS, TRIGONOMETRIC
+from jaxselftrain.answers.tables import CURRENCIES, INVERSE, OF_INTEGERS, TRIGONOMETRIC
 from jaxselftrain.answers.tokens import Nothing, Strange, Token, TooLarge, kind_of_run
 
 MAX_EXPONENT: Final = 5_000  # of ten, in a number such as 1e300
@@ -45,7 +45,8 @@ class Atoms(Reader):
 
     def number(self, token: Token) -> Tree:
         mantissa, _, exponent = token.value.lower().partition("e")
-        if exponent and abs(int(exponent[:8])) > MAX_EXPONENT:
+        digits = exponent.lstrip("+-").lstrip("0")
+        if len(digits) > 8 or int(digits or "0") > MAX_EXPONENT:
             raise TooLarge(token.value)
         whole, dot, places = mantissa.partition(".")
         value = Fraction(int(whole + places or "0"), 10 ** len(places))
@@ -57,6 +58,8 @@ class Atoms(Reader):
             if not (again.isascii() and again.isdigit()):
                 raise Strange(again)
             value += Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(places))
+        elif dot and self.token.value == "(" and not self.token.spaced and self.found[self.index + 1].kind == "num":
+            raise Strange("repeating decimal")  # 0.(3): not 0 times 3
         elif not dot and not exponent:
             value = self.mixed(value)
         return ("num", value)
@@ -66,10 +69,7 @@ class Atoms(Reader):
         start = self.index
         if self.token.value == "frac" and self.token.kind == "cmd":
             self.take()
-            try:
-                top, bottom = self.argument(), self.argument()
-            except Strange:
-                top = bottom = ("",)
+            top, bottom = self.digits(), self.digits()  # never by trial: nested, that doubles the work at each level
         elif self.token.kind == "num" and self.token.spaced and self.found[self.index + 1].value == "/":
             top = ("num", integer(self.take().value))
             self.take()
@@ -82,6 +82,13 @@ class Atoms(Reader):
             return whole + top[1] / bottom[1]
         self.back_to(start)
         return whole
+
+    def digits(self) -> Tree:
+        """An argument that holds nothing but digits; ("",) for every other, of which nothing is read."""
+        after = self.found[self.index : self.index + 3]
+        if [token.value for token in (after[0], after[-1])] == ["{", "}"] and after[1].kind == "num" and after[1].value.isdigit():
+            return self.argument()
+        return self.argument() if after[0].kind == "num" and after[0].value.isdigit() else ("",)
 
     def symbol(self, name: str) -> Tree:
         while self.token.value == "'" and self.token.kind == "op":
@@ -104,8 +111,10 @@ class Atoms(Reader):
             return self.symbol(content) if content not in "ei" else ("const", content)
         if content.isascii() and content.isdigit():
             return self.number(Token("num", content, False))
-        if content in OF_INTEGERS:
+        if content in OF_INTEGERS or content in ("floor", "ceil", "det"):
             return self.function(content)
+        if content in CURRENCIES:
+            return self.primary()
         if token.value.startswith("mathrm:") and kind_of_run(content or "?") == "fn":
             return self.function(content)
         if not content:
@@ -119,8 +128,12 @@ class Atoms(Reader):
     def function(self, name: str) -> Tree:
         """A named function with its argument; sin^2 x, sin^{-1} x and log_2 x carry something in between."""
         if name in _FUNCTIONS_OF_MANY:
-            self.expect("(")
-            return ("fn", name, self.arguments(")"))
+            opening = self.take().value
+            if opening not in ("(", r"\{"):
+                raise Strange(name)
+            return ("fn", name, self.arguments(")" if opening == "(" else r"\}"))
+        if name in ("floor", "ceil", "det"):
+            return ("fn", name, (self.function_argument(),))
         if name in ("sqrt", "cbrt", "abs"):
             inside = self.function_argument()
             if name == "abs":
@@ -181,8 +194,12 @@ class Atoms(Reader):
 
     def command(self, name: str) -> Tree:
         if name == "frac":
-            top = self.argument()
-            return ("mul", (top,), (self.argument(),))
+            top, bottom = self.argument(), self.argument()
+            if bottom[0] == "mul" and bottom[1][0] == ("sym", "d"):  # \frac{dy}{dx} is a name, \frac{d}{dx} an operator
+                if top[0] != "mul" or top[1][0] != ("sym", "d") or len(top[1]) != 2 or top[1][1][0] != "sym":
+                    raise Strange("derivative")
+                return ("sym", f"d{top[1][1][1]}/d{bottom[1][-1][-1]}")
+            return ("mul", (top,), (bottom,))
         if name == "binom":
             top = self.argument()
             return ("fn", "binom", (top, self.argument()))
@@ -199,7 +216,7 @@ class Atoms(Reader):
             inside = self.expression()
             self.expect("r" + name)
             return ("fn", name, (inside,))
-        if name in ("gcd", "lcm", "max", "min"):
+        if name in ("gcd", "lcm", "max", "min", "det"):
             return self.function(name)
         if name in ("emptyset", "varnothing"):
             return ("set", ())

@@ -17,14 +17,15 @@ from jaxselftrain.answers.functions import apply, nearest_fraction
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
-POINTS: Final = 5
-DIGITS: Final = (90, 150)  # the two precisions; they must agree to
-AGREED: Final = Fraction(1, 10**75)
+POINTS: Final = 7
+STEPS: Final = 6  # further points, whole numbers, for what holds \lfloor or \lceil
+DIGITS: Final = (130, 190)  # the two precisions; they must agree to
+AGREED: Final = Fraction(1, 10**115)
 MORE_DIGITS: Final = (300, 600)  # where they don't: mostly a zero
-SIMPLE: Final = 10**40  # a fraction below this height is recognised, with this closeness:
+SIMPLE: Final = 10**40  # a fraction below this height is recognised, when it is as close as one part in
 SIMPLE_BITS: Final = 134
-CLOSE: Final = Fraction(1, 10**115)
-KEPT_DIGITS: Final = 60
+CLOSE: Final = 10**140
+KEPT_DIGITS: Final = 100
 MAX_TERMS: Final = 200  # of a sum or product
 
 
@@ -40,16 +41,30 @@ Complex = tuple[Real, Real]
 
 @lru_cache(maxsize=4096)
 def point(name: str, k: int) -> Fraction:
-    """The value of a variable at point k: all in (0, 1), all above 1, two of mixed signs, all negative."""
+    """The value of a variable at point k.
+
+    0 in (1/8, 1); 1 its reciprocal, so that every two variables are once in this order and once in the other, and |x - y| is
+    neither x - y nor y - x; 2 in (-1, 1); 3 in (-60, 60); 4 in (-8, -1); 5 in (1, 20); 6 in (-8, 8).
+    """
+    if k == 1:
+        return 1 / point(name, 0)
+    if k >= POINTS:  # whole numbers, one of each remainder by six; for functions with steps there
+        return Fraction(6 * (blake2b(f"{k}:{name}".encode("utf-8", "surrogatepass"), digest_size=1).digest()[0] % 9 - 3) + k)
     draw = int.from_bytes(blake2b(f"{k}:{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
     bottom = (211, 223, 227, 229, 233, 239, 241, 251, 257, 263, 269, 271)[draw % 12]
     draw //= 12
-    sign = -1 if k == 4 or (k in (2, 3) and draw % 2) else 1
-    draw //= 2
-    if k in (0, 2):
-        return sign * Fraction(1 + draw % (bottom - 1), bottom)
-    value = Fraction(bottom + 1 + draw % (7 * bottom), bottom)
-    return sign * (value + 1 if value.denominator == 1 else value)
+    low, high, sign = (
+        (bottom // 8 + 1, bottom - 1, 1),
+        (0, 0, 0),
+        (1, bottom - 1, 0),
+        (bottom + 1, 60 * bottom, 0),
+        (bottom + 1, 8 * bottom, -1),
+        (bottom + 1, 20 * bottom, 1),
+        (1, 8 * bottom, 0),
+    )[k]
+    top = low + (draw >> 1) % (high - low)
+    top += top % bottom == 0  # no whole numbers
+    return Fraction((sign or (1 if draw % 2 else -1)) * top, bottom)
 
 
 def variables(tree: Tree) -> set[str]:
@@ -94,6 +109,7 @@ class Walk:
 
     def value(self, tree: Tree) -> Any:
         by = self.by
+        by.budget.spend(1)
         kind = tree[0]
         if kind == "num":
             return tree[1]
@@ -121,6 +137,7 @@ class Walk:
                 return Gauss(ZERO, ONE)
             if tree[1] == "inf":
                 raise Strange("infinity")
+            by.charge(5)
             return +by.mp.pi if tree[1] == "pi" else +by.mp.e
         if kind == "matrix":
             return [[self.value(cell) for cell in row] for row in tree[1]]
@@ -139,7 +156,9 @@ class Walk:
         if last - first > MAX_TERMS:
             raise TooLarge("terms")
         by, total = self.by, ZERO if tree[0] == "sum" else ONE
+        size = _size(tree[4])
         for k in range(first.numerator, last.numerator + 1):
+            by.budget.spend(20 + size)
             term = self.value(substitute(tree[4], tree[1], ("num", Fraction(k))))
             total = by.add(total, term) if tree[0] == "sum" else by.mul(total, term)
         return total
@@ -157,6 +176,11 @@ class Walk:
         return self.by.power(self.value(base), e, real_roots=not variables(exponent))
 
 
+def _size(tree: Any) -> int:
+    """The number of nodes."""
+    return 1 + sum(_size(part) for part in tree if type(part) is tuple)
+
+
 def _text_of(value: Any, by: Arithmetic) -> str:
     """A stable spelling of an unknown function's argument."""
     if type(value) is list:
@@ -170,14 +194,20 @@ def _text_of(value: Any, by: Arithmetic) -> str:
 
 def _recognised(value: Fraction, budget: Budget) -> Real:
     """A real number computed to many digits as the simple fraction that it is, or as itself."""
-    budget.spend(40)
+    budget.spend(80)
     if not value:
         return ZERO
     if abs(value.numerator.bit_length() - value.denominator.bit_length()) > SIMPLE_BITS:
         return Approximate(value)
-    simple = value.limit_denominator(SIMPLE)
-    if abs(simple.numerator) < SIMPLE and abs(value - simple) <= abs(value) * CLOSE:
-        return simple
+    top, bottom = value.numerator, value.denominator
+    (p, q), (p_next, q_next), rest, divisor = (0, 1), (1, 0), top, bottom
+    while divisor and q_next < SIMPLE:  # the convergents of its continued fraction: one of them is it, or none is
+        quotient, (rest, divisor) = rest // divisor, (divisor, rest % divisor)
+        (p, q), (p_next, q_next) = (p_next, q_next), (p + quotient * p_next, q + quotient * q_next)
+    if q_next >= SIMPLE:
+        p_next, q_next = p, q
+    if abs(p_next) < SIMPLE and abs(top * q_next - p_next * bottom) * CLOSE <= abs(top) * q_next:
+        return Fraction(p_next, q_next)
     return Approximate(value)
 
 

@@ -17,6 +17,7 @@ _FACTOR_COMMANDS: Final = frozenset(
 )
 _UNIT_TEXT = re.compile(r"[A-Za-zµΩ°$¢ ~.,/()^{}0-9²³·'%-]*")
 _WORDS = re.compile(r"[A-Za-z]+")
+_NUMBER_IN_UNIT = re.compile(r"(?:^|[\s(~-])[0-9]")  # 5\text{ feet 6 inches}, 7\text{ R 2}; but cm^{2} and m/s2
 
 
 class Expressions(Brackets):
@@ -46,9 +47,6 @@ class Expressions(Brackets):
         return tree
 
     def product(self) -> Tree:
-        currency = self.token.value == "$"
-        if currency:
-            self.take()
         factors: list[Tree] = [self.power()]
         divisors: list[Tree] = []
         percents = 0
@@ -113,7 +111,7 @@ class Expressions(Brackets):
                 self.expect("}")
             return tree
         words = token.value.partition(":")[2] if token.kind == "text" else token.value
-        if not _UNIT_TEXT.fullmatch(words):
+        if not _UNIT_TEXT.fullmatch(words) or _NUMBER_IN_UNIT.search(words):
             raise Strange(words)
         names = [w.casefold() for w in _WORDS.findall(words)]
         if token.kind == "text" and not names and words.strip(" .,'-") not in ("", "°", "$", "%"):
@@ -151,6 +149,8 @@ class Expressions(Brackets):
                 tree = self.raised(tree)
             elif value == "!":
                 self.take()
+                if self.token.value == "!":
+                    raise Strange("!!")
                 tree = ("fn", "factorial", (tree,))
             elif value == "°":
                 self.take()
@@ -158,8 +158,6 @@ class Expressions(Brackets):
             elif value == "_":
                 self.take()
                 tree = self.in_base(tree)
-            elif value == "$" and tree[0] == "num":
-                self.take()
             else:
                 break
             posts += 1

@@ -71,7 +71,7 @@ def _boxed(text: str, answer: Answer) -> str | None:
     """One pass with a stack of open braces, so 20,000 nested boxes cost no more than other text of that length."""
     open_braces: list[tuple[int, int] | None] = []  # a box's own start and its content's start; None: any other brace
     span = (0, 0)  # of the box that closed last: the last one, or the one around it
-    content: str | None = None
+    content: tuple[int, int] | None = None
     for match in _BRACES.finditer(text):
         token = match.group()
         if token == "}":
@@ -81,7 +81,7 @@ def _boxed(text: str, answer: Answer) -> str | None:
             start, inner = box
             wraps = inner <= span[0] and not text[inner : span[0]].strip() and not text[span[1] : match.start()].strip()
             if content is None or not wraps:  # \boxed{\boxed{5}} is 5
-                content = text[inner : match.start()]
+                content = (inner, match.start())  # copied once, at the end
             span = (start, match.end())
         elif token == "{":
             open_braces.append(None)
@@ -89,7 +89,7 @@ def _boxed(text: str, answer: Answer) -> str | None:
             open_braces.append((match.start(), match.end()))
     if any(box is not None and box[0] >= span[1] for box in open_braces):
         return None  # a later box never closes: the response was about to change its answer
-    return content
+    return None if content is None else text[content[0] : content[1]]
 
 
 def _hash(text: str, answer: Answer) -> str | None:

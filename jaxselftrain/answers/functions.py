@@ -72,6 +72,7 @@ def nearest_fraction(value: Any, by: Arithmetic) -> Fraction:
 def _rounded(values: Sequence[Any], by: Arithmetic, rounding: Callable[[Fraction], int]) -> Any:
     (value,) = values
     if type(value) is not Fraction:
+        by.charge(20)
         x = by.number(value)
         if by.mp.im(x) != 0 or (x and by.mp.mag(x) > by.digits):
             raise Strange("rounding")
@@ -117,6 +118,7 @@ def _extreme(values: Sequence[Any], by: Arithmetic, pick: Callable[..., Any]) ->
     def real(value: Any) -> Fraction:
         if type(value) is Fraction:
             return value
+        by.charge(10)
         x = by.number(value)
         if by.mp.im(x) != 0:
             raise Strange("order")

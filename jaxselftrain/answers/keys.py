@@ -17,15 +17,16 @@ from jaxselftrain.answers.tokens import MAX_PARSED, Nothing, Strange
 from jaxselftrain.answers.words import choice, has_control_characters, is_placeholder, is_words, normal, words_key
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,299})", re.ASCII)
-_CLOCK = re.compile(r"(\d{1,2}:\d\d)(?:\s|\\[ ,;~]|~)*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\s*\}?\.?", re.ASCII)
+_CLOCK = re.compile(r"(\d{1,2})(:\d\d)?(?:\s|\\[ ,;~]|~)*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\s*\}?\.?", re.ASCII)
+_TIME = re.compile(r"(\d{1,2}):(0[1-9])", re.ASCII)  # 6:08 is no ratio
 _HEX = re.compile(r"0[xXbBoO][0-9A-Fa-f]+")
-_TRAILING = re.compile(r"(?:(?<!\\)[.,;:\s])+\Z|\\\\\Z")  # but not the comma of a thin space
+_TRAILING = re.compile(r"(?:(?<!\\)[,;:\s])*(?:(?<![.\\])\.)?\Z")  # but not the comma of a thin space, nor "3.14..."
 
 
 def answer_key(answer: str) -> str | None:
     r"""The canonical key of an answer, or None when it is no answer at all. docs/voter.md has the policy with examples.
 
-    The kind stands before the first colon: n (exact real), r and c (real and complex to 60 digits), f (function), t (words,
+    The kind stands before the first colon: n (exact real), r and c (real and complex to 100 digits), f (function), t (words,
     letters), p (tuple, open interval), I (other sets of reals), s (set, list), a (named values), e and i (equation,
     inequality up to scale), m (matrix), q (ratio), mod (congruence), and o: opaque, the answer's exact text, when it is
     not read as mathematics or words, or is too long, too deep or too large to compute.
@@ -45,9 +46,12 @@ def answer_key(answer: str) -> str | None:
     if letter is not None and letter not in "ei":
         return "t:" + letter
     try:
-        clock = _CLOCK.fullmatch(text) if ":" in text else None
+        clock = _CLOCK.fullmatch(text) if len(text) < 40 else None
         if clock is not None:
-            return f"q:{clock[1]}{clock[2].lower()}m"
+            return f"q:{clock[1]}{clock[2] or ':00'}{clock[3].lower()}m"
+        time = _TIME.fullmatch(text)
+        if time is not None:
+            return f"q:{int(time[1])}:{time[2]}"
         if is_words(text):
             return words_key(text)
         if _HEX.fullmatch(text):

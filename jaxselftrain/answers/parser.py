@@ -63,7 +63,7 @@ class _Statements(Expressions):
 
     def statements(self) -> Tree:
         items, separators = [self.relation()], []
-        while self.token.value in (",", ";", "and", "or"):
+        while self.token.value in (",", ";", "and", "or", "logical and", "logical or"):
             separator = self.take().value
             if separator in (",", ";") and self.token.value in ("and", "or"):
                 separator = self.take().value

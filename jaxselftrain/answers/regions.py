@@ -12,7 +12,7 @@ from jaxselftrain.answers.atoms import HALF
 from jaxselftrain.answers.evaluate import settle, substitute, variables
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.scalars import infinite, is_scalar, number_key, real_number, scalar_key
-from jaxselftrain.answers.tokens import Strange
+from jaxselftrain.answers.tokens import Nothing, Strange
 
 
 class End(NamedTuple):
@@ -137,6 +137,16 @@ def minus(a: Tree, b: Tree) -> Tree:
     return ("add", (a, ("neg", b)))
 
 
+def half_line(left: Tree, right: Tree, operator: str, budget: Budget) -> Region | None:
+    """`x < 5` and the like, without solving anything; None for every other inequality."""
+    end = _end(right, budget) if left[0] == "sym" else None
+    if end is None:
+        return None
+    closed = operator in ("<=", ">=")
+    below, above = Piece(BELOW, end, False, closed), Piece(end, ABOVE, closed, False)
+    return {"<": [below], ">": [above], "!=": [below, above]}[operator[:1] if operator != "!=" else operator]
+
+
 def solve(difference: Tree, operator: str, name: str, budget: Budget) -> Region | None:
     """Where `difference` is below, above, ... zero, for a variable that it holds in linear or quadratic polynomials and | |.
 
@@ -218,10 +228,13 @@ def _roots(tree: Tree, x: Tree, budget: Budget) -> list[tuple[End, Tree]] | None
     c = at(0)
     a = minus(("mul", (("add", (at(1), at(-1))), HALF), ()), c)
     b = ("mul", (minus(at(1), at(-1)), HALF), ())
-    for probe in (Fraction(5), Fraction(-11, 3)):
-        guess = ("add", (("mul", (a, num(probe * probe)), ()), ("mul", (b, num(probe)), ()), c))
-        if real_number(minus(at(probe), guess), budget) != 0:
-            return None
+    try:
+        for probe in (Fraction(5), Fraction(-11, 3)):
+            guess = ("add", (("mul", (a, num(probe * probe)), ()), ("mul", (b, num(probe)), ()), c))
+            if real_number(minus(at(probe), guess), budget) != 0:
+                return None
+    except Nothing:  # 1/x at 0
+        return None
     if real_number(a, budget) == 0:
         slope = real_number(b, budget)
         if not slope:

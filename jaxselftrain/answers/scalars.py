@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, Final
 
 from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.evaluate import POINTS, Complex, holds, point, settle, text, variables
+from jaxselftrain.answers.evaluate import POINTS, STEPS, Complex, holds, point, settle, text, variables
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
@@ -36,7 +36,22 @@ def scalar_key(tree: Tree, budget: Budget) -> str:
     values = [settle(tree, k, budget) for k in range(POINTS)]
     if type(values[0]) is list:
         return _matrix_key(values, names, has_i=holds(tree, IMAGINARY))
-    return _function_key(values, names, has_i=holds(tree, IMAGINARY))
+    key = _function_key(values, names, has_i=holds(tree, IMAGINARY))
+    if not _has_steps(tree):
+        return key
+    at_steps = []
+    for k in range(POINTS, POINTS + STEPS):
+        try:
+            at_steps.append(number_key(settle(tree, k, budget)))
+        except Nothing:
+            at_steps.append("undefined")
+    if key.startswith("n:") and set(at_steps) == {key}:
+        return key
+    return "f:" + digest([key, *at_steps])
+
+
+def _has_steps(tree: Any) -> bool:
+    return (tree[:1] == ("fn",) and tree[1] in ("floor", "ceil")) or any(_has_steps(part) for part in tree if type(part) is tuple)
 
 
 def infinite(tree: Tree) -> int:

@@ -8,10 +8,11 @@ from itertools import pairwise
 from typing import Any, Final
 
 from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.evaluate import POINTS, Approximate, settle, substitute, text, variables
+from jaxselftrain.answers.evaluate import POINTS, Approximate, holds, settle, substitute, text, variables
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import (
     Region,
+    half_line,
     intersection,
     minus,
     normal,
@@ -30,7 +31,7 @@ from jaxselftrain.answers.scalars import (
     scalar_key,
     signed,
 )
-from jaxselftrain.answers.tokens import Strange
+from jaxselftrain.answers.tokens import Nothing, Strange
 from jaxselftrain.answers.words import words_key
 
 INTEGERS: Final = ("numbers", "Z")
@@ -42,7 +43,8 @@ def tree_key(tree: Tree, budget: Budget) -> str:
     if tree[0] == "list":
         return _list_key(tree[1], tree[2], budget)
     if tree[0] == "set":
-        return set_key(_keys(tree[1], budget))
+        key = set_key(_keys(tree[1], budget))
+        return "s:{s:{}}" if key == "s:{}" and tree[1] else key  # the set of the empty set is not empty
     trees = signed(tree)
     if len(trees) > 1:
         return set_key([tree_key(one, budget) for one in trees])
@@ -67,6 +69,10 @@ def tree_key(tree: Tree, budget: Budget) -> str:
 
 def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budget) -> str:
     """Values in any order; named values by their names; conditions joined by "or" and "and"."""
+    if any(separator.startswith("logical") for separator in separators):
+        if not all(item[0] == "rel" for item in items):
+            raise Strange("a proposition")
+        separators = tuple(separator.removeprefix("logical ") for separator in separators)
     kept = tuple(item for item in items if not (item[0] == "rel" and item[2] == ("in",) and item[1][1] == INTEGERS))
     if len(kept) == 1 and len(items) == 2:  # \frac{\pi}{4} + k\pi, k \in \mathbb{Z}
         return tree_key(kept[0], budget)
@@ -80,6 +86,8 @@ def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budg
         names = [name for name, _ in pairs]
         if len(set(names)) == 1:
             return set_key(_keys([value for _, value in pairs], budget))
+        if 1 < len(set(names)) < len(names):
+            raise Strange("several solutions")  # x=1, y=2 or x=2, y=1: which value goes with which?
         if len(set(names)) == len(names):
             keys = sorted(f"{name}={tree_key(value, budget)}" for name, value in pairs)
             return f"a:{{{'|'.join(keys)}}}"
@@ -119,7 +127,10 @@ def _conditions_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget
                 common = intersection(common, one)
             if common:
                 return region_key(common)
-    return f"L:{'|'.join(sorted(set(separators)))}" + set_key([tree_key(item, budget) for item in items])
+            return region_key(normal([piece for one in regions for piece in one]))  # "x < 1 and x > 3" means either
+    return f"L:{'|'.join(sorted(set(separators)))}" + set_key(
+        [f"{','.join(sorted(variables(item)))}:{tree_key(item, budget)}" for item in items]
+    )
 
 
 def _ratio_key(parts: tuple[Tree, ...], budget: Budget) -> str:
@@ -151,14 +162,15 @@ def _named(tree: Tree) -> str | None:
         return "text " + tree[1]
     if tree[0] == "app" and all(argument[0] in ("sym", "num") for argument in tree[2]):
         return f"{tree[1]}({','.join(str(argument[1]) for argument in tree[2])})"
+    if tree[0] == "mul" and not tree[2] and all(factor[0] == "sym" for factor in tree[1]):
+        letters = "".join(factor[1] for factor in tree[1])  # AB = 5, m\angle A = 30: a segment, an angle
+        return letters if letters.isascii() and letters.removeprefix("m").isupper() else None
+    if tree[:2] == ("fn", "abs") and tree[2][0][0] in ("mul", "sym"):
+        return _named(tree[2][0]) if tree[2][0][0] == "mul" else None  # |AB| = 5
     if tree[0] in ("tuple", "ratio"):
         names = [_named(item) for item in tree[1]]
         if all(name is not None and not name.startswith("text ") for name in names):
             return f"({','.join(str(name) for name in names)})"
-    if tree[0] == "mul" and len(tree[1]) == len(tree[2]) == 1 and tree[1][0][0] == tree[2][0][0] == "mul":
-        top, bottom = tree[1][0][1], tree[2][0][1]  # \frac{dy}{dx} = ...
-        if top[0] == bottom[0] == ("sym", "d") and len(top) == len(bottom) == 2 and top[1][0] == bottom[1][0] == "sym":
-            return f"d{top[1][1]}/d{bottom[1][1]}"
     return None
 
 
@@ -167,6 +179,8 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
     if tree[0] != "rel" or len(tree[1]) != 2 or tree[2] not in (("=",), ("in",)):
         return None
     left, right = tree[1]
+    if left == right:
+        raise Strange("an identity")
     for side, other in ((left, right), (right, left)):
         name = _named(side)
         if name is None or (side is right and (tree[2] == ("in",) or side[0] == "text")):
@@ -174,8 +188,8 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
         if side[0] == "sym" and other[0] == "sym":
             first, second = sorted((side, other), key=lambda s: s[1])
             return second[1], first  # y = x and x = y alike
-        inner = side[0] in ("mul", "app")  # f(x) = x + 1 names the variable that it is about
-        if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and side[-1] != other)):
+        inner = side[0] == "app"  # f(x) = x + 1 names the variable that it is about
+        if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and not holds(other, side))):
             return name, other
     return None
 
@@ -241,22 +255,27 @@ def _solved(difference: Tree, name: str, names: set[str], budget: Budget) -> Tre
         further = substitute(difference, x, num(Fraction(7, 5)))
         if scalar_key(minus(further, at[0]), budget) != f"n:{factor * Fraction(7, 5)}":
             return None
-    except Strange:
+    except (Strange, Nothing):
         return None
     return ("mul", (("neg", at[0]),), (num(factor),))
 
 
-def _up_to_scale(difference: Tree, budget: Budget, keep_sign: bool = False) -> tuple[str, int]:
-    """A digest of a function's values up to a (positive, with `keep_sign`) factor, and the sign taken out."""
+def _up_to_scale(difference: Tree, budget: Budget) -> tuple[str, int]:
+    """A digest of a function's values up to a factor, and the sign taken out."""
     values: list[Fraction | None] = []
     rounded = False
     for k in range(POINTS):
-        re, im = settle(difference, k, budget)
+        settled = settle(difference, k, budget)
+        if isinstance(settled, list):
+            raise Strange("an equation of matrices")
+        re, im = settled
         rounded = rounded or isinstance(re, Approximate)
         values.append((re.value if isinstance(re, Approximate) else re) if im == 0 else None)
     scale = next((value for value in values if value), None)
     if scale is None:
         raise Strange("an identity")
+    if sum(value is not None for value in values) < 3:
+        raise Strange("defined at too few points")  # up to a factor, one value is like every other
     spelled = ["undefined" if v is None else text(_rounded(v / scale)) for v in values]
     return digest(spelled), 1 if scale > 0 else -1
 
@@ -279,7 +298,9 @@ def _inequality(tree: Tree, budget: Budget) -> Region | None:
         left_end, right_end = (infinite(side) if is_scalar(side) else 0 for side in (left, right))
         if left_end or right_end:
             continue  # -\infty < x says nothing
-        found = solve(minus(left, right), operator, next(iter(names)), budget)
+        found = half_line(left, right, operator, budget) or half_line(right, left, MIRROR[operator], budget)
+        if found is None:
+            found = solve(minus(left, right), operator, next(iter(names)), budget)
         if found is None:
             return None
         common = found if common is None else intersection(common, found)

@@ -47,6 +47,7 @@ FONTS: Final = frozenset(
 TEXTS: Final = frozenset("text textbf textit textrm textsf texttt textnormal mbox hbox mathrm operatorname emph textup".split())
 FRACTIONS: Final = frozenset("frac dfrac tfrac cfrac sfrac".split())
 BINOMIALS: Final = frozenset("binom dbinom tbinom".split())
+DISPLAYS: Final = frozenset("equation align aligned alignat gather gathered split math displaymath multline center".split())
 MATRICES: Final = frozenset("matrix pmatrix bmatrix Bmatrix smallmatrix vmatrix array".split())
 OPERATORS: Final = {
     "cdot": "*",
@@ -75,10 +76,10 @@ OPERATORS: Final = {
     "vert": "|",
     "lvert": "|",
     "rvert": "|",
-    "lor": "or",
-    "vee": "or",
-    "land": "and",
-    "wedge": "and",
+    "lor": "logical or",
+    "vee": "logical or",
+    "land": "logical and",
+    "wedge": "logical and",
     "lparen": "(",
     "rparen": ")",
     "lbrack": "[",
@@ -114,8 +115,11 @@ UNITS: Final = frozenset(
 # Words that change what a number says: an answer that holds one is not "a number and its unit".
 NOT_UNITS: Final = frozenset(
     "and or if not no for when where is are was to than more less least most remainder then else otherwise but except without "
-    "mod base about approximately nearly almost between from until plus minus divided import exec eval open".split()
+    "squared cubed factorial half halves third thirds quarter quarters fourths fifth fifths tenth tenths hundredth hundredths "
+    "thousandth thousandths below above negative times am pm mod base about approximately nearly almost between from "
+    "until plus minus divided import exec eval open".split()
 )
+CURRENCIES: Final = frozenset({r"\$", "$", "€", "£", "USD", "Rs.", "Rs. ", "US\\$"})
 PERCENT: Final = frozenset({"percent", "percents", "per cent", "pct"})
 DEGREES: Final = frozenset({"degree", "degrees", "deg"})
 

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from jaxselftrain.answers.tables import (
     BINOMIALS,
+    DISPLAYS,
     FONTS,
     FRACTIONS,
     FUNCTIONS,
@@ -59,16 +60,16 @@ _NOT_DIGIT = re.compile(r"[^0-9]+")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _TOKEN = re.compile(
-    r"(?P<space>(?:\s|~|\\[,;:!> ]|&nbsp;)+)"
+    r"(?P<space>(?:\s|~|\\[,;:!> ]|&nbsp;|\\?\$|[€£¥¢])+)"
     r"|(?P<comma>[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?)"
     r"|(?P<num>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)\b))(?:[eE][+-]?\d+(?![\d.]))?)"
     r"|\\(?P<env>begin|end)\s*\{(?P<name>[a-zA-Z]+)\*?\}"
     r"|\\(?P<cmd>[a-zA-Z]+)"
     r"|(?P<word>[a-zA-Z]+)"
-    r"|(?P<op>\*\*|<=|>=|!=|==|=<|\\\\|\\[{}%$|#&]|[-+*/^_=<>(){}\[\]|,;:!%$'&°€£¥])",
+    r"|(?P<op>\*\*|<=|>=|!=|==|=<|\\\\|\\[{}%|#&]|[-+*/^_=<>(){}\[\]|,;:!%'&°])",
     re.ASCII,
 )
-_SAME_OP: Final = {"**": "^", "==": "=", "=<": "<=", r"\%": "%", r"\$": "$", "€": "$", "£": "$", "¥": "$", r"\|": "|", r"\&": "&"}
+_SAME_OP: Final = {"**": "^", "==": "=", "=<": "<=", r"\%": "%", r"\|": "|", r"\&": "&"}
 _BRACED = re.compile(r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _DROPPED = re.compile(r"\\(?:[hv]?phantom|hspace|vspace|hskip|label|tag|color|textcolor|mathrlap)\*?\s*\{[^{}]*\}")
 
@@ -104,6 +105,9 @@ def tokens(text: str) -> list[Token]:
             found.append(Token("num", match.group().replace(",", ""), spaced))
         elif kind == "num":
             found.append(Token("num", match.group(), spaced))
+        elif kind == "name" and match["name"] in DISPLAYS:
+            spaced = True
+            continue
         elif kind == "name":
             found.append(Token(match["env"], match["name"], spaced))
         elif kind == "word":
@@ -138,6 +142,12 @@ def _add_command(name: str, text: str, at: int, spaced: bool, found: list[Token]
         if joined in ("and", "or"):
             found.append(Token("op", joined, spaced))
             return braced.end(), False
+        if joined in ("i", "e", "pi"):  # upright constants, and no unit: 3+4\mathrm{i} is not 7
+            found.append(Token("const", joined, spaced))
+            return braced.end(), False
+        if joined in ("x", "y", "z"):
+            found.append(Token("sym", joined, spaced))
+            return braced.end(), False
         found.append(Token("text", f"{'mathrm' if name in ('mathrm', 'operatorname') else 'text'}:{braced.group(1)}", spaced))
         return braced.end(), False
     if name in OPERATORS:
@@ -159,6 +169,7 @@ def _add_command(name: str, text: str, at: int, spaced: bool, found: list[Token]
     return at, False
 
 
+_ATTACHED = re.compile(rf"(?P<before>[a-z]?[nrtxyz])?(?P<name>{'|'.join(SPLIT_OFF)})(?P<after>[xyzABC])?")  # sinx, xln; not cost
 _WORDLIKE = re.compile(r"[A-Z][a-z]*[aeiou][a-z]*|[^\WaeiouA-Z][eiou][^\WaeiouA-Z]", re.ASCII)  # Bob, hen; but xyz, abx
 
 
@@ -173,7 +184,9 @@ def kind_of_run(run: str) -> str:
         return "sym"
     if small in UNITS:
         return "unit"
-    if small in SHORT_WORDS:
+    if _ATTACHED.fullmatch(run):
+        return "product"
+    if small in SHORT_WORDS or not set(run) - set("IVX"):  # Roman numerals
         return "word"
     if len(run) == 3 and (_WORDLIKE.fullmatch(run) or len(set(run)) < 3):
         return "word"
@@ -201,15 +214,14 @@ def _add_letters(run: str, spaced: bool, found: list[Token], digit_follows: bool
     elif kind == "unit":
         found.append(Token("unit", run.casefold(), spaced))
     else:
-        for name in SPLIT_OFF:  # sinx, xsin(x), but not cosine
-            if len(run) - len(name) in (1, 2) and (run.endswith(name) or (run.startswith(name) and len(run) - len(name) == 1)):
-                before, after = (run[: -len(name)], "") if run.endswith(name) else ("", run[len(name) :])
-                for letter in before:
-                    _add_letters(letter, spaced, found, False)
-                found.append(Token("fn", SAME_FUNCTION.get(name, name), spaced))
-                for letter in after:
-                    _add_letters(letter, False, found, digit_follows)
-                return
+        attached = _ATTACHED.fullmatch(run)
+        if attached is not None:
+            for letter in attached["before"] or "":
+                _add_letters(letter, spaced, found, False)
+            found.append(Token("fn", SAME_FUNCTION.get(attached["name"], attached["name"]), spaced))
+            for letter in attached["after"] or "":
+                _add_letters(letter, False, found, digit_follows)
+            return
         if kind == "product":
             for letter in run:
                 _add_letters(letter, spaced, found, False)

@@ -18,7 +18,7 @@ _WRAPPERS = re.compile(
     r"\$\$(?P<a>[^$]*)\$\$|\$(?P<b>[^$]*)\$|\\\((?P<c>(?:(?!\\[()]).)*)\\\)|\\\[(?P<d>(?:(?!\\[\[\]]).)*)\\\]"
     r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boxed|fbox)\s*\{(?P<e>[^{}]*)\}|\*\*(?P<f>[^*]*)\*\*|`(?P<g>[^`]*)`"
 )
-_PHRASE = re.compile(r"[^\W\d_]+(?:['’]?[^\W\d_]+)*(?:[ ,;:.!?'’()/-]+(?:[^\W\d_]+['’]?)+)*[.!?)]*")
+_PHRASE = re.compile(r"[^\W\d_](?:[^\W\d_]|[ ,;:.!?'’()/-])*")
 _RUN = re.compile(r"[^\W\d_]+")
 _CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]")
 

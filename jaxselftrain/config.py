@@ -266,7 +266,7 @@ class Log(Section):
 
 
 class Runtime(Section):
-    deterministic: bool = Field(False, description="GPU: deterministic kernels and fixed autotuning, for bitwise resume; slower")
+    deterministic: bool = Field(False, description="GPU: XLA's deterministic kernels, for bitwise resume; slower")
     bad_steps: int = _free(3, "stop after this many updates in a row with NaN or Inf", ge=1)
     compilation_cache: bool = _free(
         True, "keep compiled programs beside the run folder, so that a restart does not compile again"

@@ -140,6 +140,12 @@ class Prompt(Section):
 class Rollout(Section):
     questions: int = Field(16, ge=1, description="questions sampled and learned from per step (Q)")
     max_tokens: int = Field(3072, ge=1, description="longest response in tokens (T); a longer one is cut and marked truncated")
+    rows: int | None = _free(
+        None,
+        "responses sampled at a time, a multiple of questions: a row whose response has ended takes its question's next one; "
+        "null: all of them at once",
+        ge=1,
+    )
     temperature: Real = Field(1.0, ge=0, description="sampling temperature, above 0: equal samples leave nothing to vote on")
     top_p: Real = Field(1.0, gt=0, le=1, description="keep the fewest tokens whose probability reaches this; 1 is off")
     top_k: int = Field(0, ge=0, description="keep the k most likely tokens; 0 is off")
@@ -299,6 +305,11 @@ class Config(Section):
         return self.update.samples or self.vote.samples
 
     @property
+    def rows_per_question(self) -> int:
+        """W: rows that take turns at the N samples of a question."""
+        return self.vote.samples if self.rollout.rows is None else self.rollout.rows // self.rollout.questions
+
+    @property
     def optimizer_steps(self) -> int:
         """Optimizer steps of the whole run: several a step of training, with inner epochs or minibatches."""
         return self.train.steps * self.update.epochs * self.update.minibatches
@@ -314,6 +325,12 @@ class Config(Section):
             raise ValueError(f"update.samples = {self.update.samples} is more than vote.samples = {self.vote.samples}")
         if self.reference.keep == "never" and self.update.kl_coefficient > 0:
             raise ValueError("update.kl_coefficient above 0 needs the initial policy: reference.keep must not be never")
+        rows, most = self.rollout.rows, self.rollout.questions * self.vote.samples
+        if rows is not None and (rows % self.rollout.questions or rows > most):
+            raise ValueError(
+                f"rollout.rows = {rows} must be a multiple of rollout.questions = {self.rollout.questions}, and at most "
+                f"rollout.questions x vote.samples = {most}"
+            )
         questions, minibatches, micro = self.rollout.questions, self.update.minibatches, self.update.micro_batches
         if questions % minibatches:
             raise ValueError(f"update.minibatches = {minibatches} does not divide rollout.questions = {questions}")

@@ -88,6 +88,7 @@ class Evaluator:
             parts.mesh,
             N=len(temperatures),
             T=parts.config.rollout.max_tokens,
+            W=min(parts.config.rows_per_question, len(temperatures)),
         )
 
     def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], object] = lambda done: None) -> Evaluation:

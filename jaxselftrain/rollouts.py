@@ -1,7 +1,8 @@
 """Takes parameters and prompts, gives rollouts: N responses to each question, with their behaviour log-probs.
 
 The prompt is prefilled once per question and its keys and values are shared by the question's samples. The loop has
-static shapes and stops as soon as every response has ended. The noise of a token depends on (seed, stream, draw, question
+static shapes and stops as soon as every response has ended. A question has W rows to sample its N responses with: a row
+whose response has ended takes the next one at once. The noise of a token depends on (seed, stream, draw, question
 slot, sample, position) and on nothing else: not on the batch, its width or the mesh.
 """
 
@@ -15,9 +16,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxselftrain.draw import draw
-from jaxselftrain.model.policy import Policy, ready
+from jaxselftrain.model.policy import Cache, Policy, ready
 from jaxselftrain.sharding import constrain
 from jaxselftrain.stopping import STOPPED
+
+SMALLEST_CACHE = 32  # slots of a row's cache: fewer save nothing
 
 Leaf = Any  # a jax.Array; in the trees that describe where arrays lie, its sharding or ShapeDtypeStruct
 
@@ -73,80 +76,145 @@ def empty_rollouts(*, Q: int, N: int, C: int, T: int) -> Rollouts:
     )
 
 
-def token_noise(noise: jax.Array, slot_Q: jax.Array, N: int, position: jax.Array) -> jax.Array:
-    """One uniform number in [0, 1) a sample, uniform_QN, for the given position of its response."""
+def token_noise(noise: jax.Array, slot_Q: jax.Array, sample_QW: jax.Array, position_QW: jax.Array) -> jax.Array:
+    """One uniform number in [0, 1) a row, uniform_QW: for a position of the response that is the row's sample."""
     seed, stream, counter = noise
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), counter)
 
-    def one(slot, sample):
+    def one(slot, sample, position):
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, slot), sample), position))
 
-    return jax.vmap(lambda slot: jax.vmap(lambda sample: one(slot, sample))(jnp.arange(N)))(slot_Q)
+    return jax.vmap(jax.vmap(one, (None, 0, 0)))(slot_Q, sample_QW, position_QW)
 
 
-def sample(graph: nnx.GraphDef, params: dict[str, jax.Array], prompts: Prompts, *, N: int, T: int) -> Rollouts:
-    """Samples N responses of at most T tokens to each prompt."""
+def sample(
+    graph: nnx.GraphDef, params: dict[str, jax.Array], prompts: Prompts, *, N: int, T: int, W: int | None = None
+) -> Rollouts:
+    """Samples N responses of at most T tokens to each prompt, W <= N of a question's at a time."""
     Q, C = prompts.tokens_QC.shape
 
     def go(params):
-        return _sample(graph, params, prompts, N=N, T=T)
+        return _sample(graph, params, prompts, N=N, T=T, W=W)
 
     return jax.lax.cond(prompts.wanted, go, lambda _: empty_rollouts(Q=Q, N=N, C=C, T=T), params)
 
 
-def _sample(graph, params, prompts, *, N, T):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Lanes:
+    """What the rows are doing. Every question is a lane of W rows, which share its N samples among them.
+
+    A row whose sample has ended takes the lane's next one at once: the prompt's keys and values and its last hidden state
+    are there, so the first token costs no prefill, and no row waits while its lane has samples left.
+    """
+
+    sample_QW: jax.Array  # the sample that the row works on; N: none is left, the row is idle
+    age_QW: jax.Array  # tokens drawn for it so far
+    token_QW: jax.Array  # the newest of them
+    state_QW: jax.Array  # where it stands in the stop table
+    next_Q: jax.Array  # the first sample that no row has taken
+    tokens_QNT: jax.Array
+    logp_QNT: jax.Array
+    length_QN: jax.Array
+    ended_QN: jax.Array
+
+
+def _sample(graph, params, prompts, *, N, T, W):
     policy: Policy = ready(graph, params)
-    settings, Q = prompts.sampling, prompts.tokens_QC.shape[0]
+    Q = prompts.tokens_QC.shape[0]
+    first_QD, prompt_cache = policy.prefill(prompts.tokens_QC, prompts.length_Q)
+    lanes = _empty_lanes(policy, Q=Q, N=N, T=T, W=W)
+    # One row a question is enough for the first tokens: its samples all start from the same logits.
+    lanes = _draw(policy, prompts, lanes, first_QD[:, None])
+    carry = (jnp.int32(0), lanes, None)
+    for S in segments(T):
 
-    def next_token(t, hidden_QND, run):
-        logits_QNV = policy.logits(hidden_QND)
-        V = logits_QNV.shape[-1]
-        uniform_QN = token_noise(prompts.noise, prompts.slot_Q, N, t)
-        token_X, logp_X = draw(
-            jnp.broadcast_to(logits_QNV, (Q, N, V)).reshape(Q * N, V),
-            uniform_QN.reshape(Q * N),
-            temperature_X=jnp.tile(settings.temperature_N, Q),
-            top_p=settings.top_p,
-            top_k=settings.top_k,
+        def fits(carry, S=S):
+            _, lanes, _ = carry
+            busy_QW = lanes.sample_QW < N
+            return busy_QW.any() & (jnp.where(busy_QW, lanes.age_QW, 0).max() <= S)
+
+        def one_more(carry):
+            t, lanes, cache = carry
+            hidden_QWD, cache = policy.decode(lanes.token_QW, lanes.age_QW, t, cache, prompt_cache, prompts.length_Q)
+            hidden_QWD = jnp.where((lanes.age_QW == 0)[..., None], first_QD[:, None], hidden_QWD)
+            return t + 1, _draw(policy, prompts, lanes, hidden_QWD), cache
+
+        t, lanes, cache = carry
+        carry = jax.lax.while_loop(
+            fits, one_more, (t, lanes, policy.empty_cache(Q, W, S) if cache is None else _grown(cache, t, S))
         )
-        live_QN = run["state_QN"] != STOPPED
-        token_QN = jnp.where(live_QN, token_X.reshape(Q, N), 0)
-        logp_QN = jnp.where(live_QN, logp_X.reshape(Q, N), 0.0)
-        moved_QN = settings.stop_SV[jnp.maximum(run["state_QN"], 0), token_QN].astype(jnp.int32)
-        return {
-            "tokens_QNT": jax.lax.dynamic_update_index_in_dim(run["tokens_QNT"], token_QN, t, 2),
-            "logp_QNT": jax.lax.dynamic_update_index_in_dim(run["logp_QNT"], logp_QN, t, 2),
-            "length_QN": run["length_QN"] + live_QN,
-            "state_QN": jnp.where(live_QN, moved_QN, STOPPED),
-        }
-
-    hidden_QD, prompt_cache = policy.prefill(prompts.tokens_QC, prompts.length_Q)
-    run = {
-        "tokens_QNT": jnp.zeros((Q, N, T), jnp.int32),
-        "logp_QNT": jnp.zeros((Q, N, T), jnp.float32),
-        "length_QN": jnp.zeros((Q, N), jnp.int32),
-        "state_QN": jnp.zeros((Q, N), jnp.int32),
-    }
-    run = {name: constrain(x, policy.mesh, "rows") for name, x in run.items()}
-    run = next_token(0, hidden_QD[:, None], run)  # one row a question: its samples all start from the same logits
-
-    def unfinished(carry):
-        t, run, _ = carry
-        return (t < T) & (run["state_QN"] != STOPPED).any()
-
-    def one_more(carry):
-        t, run, cache = carry
-        token_QN = jax.lax.dynamic_index_in_dim(run["tokens_QNT"], t - 1, 2, keepdims=False)
-        hidden_QND, cache = policy.decode(token_QN, t - 1, cache, prompt_cache, prompts.length_Q)
-        return t + 1, next_token(t, hidden_QND, run), cache
-
-    _, run, _ = jax.lax.while_loop(unfinished, one_more, (1, run, policy.empty_cache(Q, N, T)))
+    _, lanes, _ = carry
     return Rollouts(
         prompt_QC=prompts.tokens_QC,
         prompt_length_Q=prompts.length_Q,
-        tokens_QNT=run["tokens_QNT"],
-        length_QN=run["length_QN"],
-        ended_QN=run["state_QN"] == STOPPED,
-        logp_QNT=run["logp_QNT"],
-        temperature_N=settings.temperature_N,
+        tokens_QNT=lanes.tokens_QNT,
+        length_QN=lanes.length_QN,
+        ended_QN=lanes.ended_QN,
+        logp_QNT=lanes.logp_QNT,
+        temperature_N=prompts.sampling.temperature_N,
     )
+
+
+def segments(T: int) -> list[int]:
+    """The sizes that the rows' caches grow through, so that short responses do not pay for long ones; T - 1 is the last."""
+    sizes = {max(SMALLEST_CACHE, T // part) for part in (8, 4, 2, 1)}
+    return sorted({min(size, max(T - 1, 1)) for size in sizes})
+
+
+def _empty_lanes(policy: Policy, *, Q: int, N: int, T: int, W: int) -> Lanes:
+    zeros_QW = jnp.zeros((Q, W), jnp.int32)
+    lanes = Lanes(
+        sample_QW=jnp.broadcast_to(jnp.arange(W), (Q, W)),
+        age_QW=zeros_QW,
+        token_QW=zeros_QW,
+        state_QW=zeros_QW,
+        next_Q=jnp.full(Q, W, jnp.int32),
+        tokens_QNT=jnp.zeros((Q, N, T), jnp.int32),
+        logp_QNT=jnp.zeros((Q, N, T), jnp.float32),
+        length_QN=jnp.zeros((Q, N), jnp.int32),
+        ended_QN=jnp.zeros((Q, N), bool),
+    )
+    return jax.tree.map(lambda x: constrain(x, policy.mesh, "rows"), lanes)
+
+
+def _draw(policy: Policy, prompts: Prompts, lanes: Lanes, hidden_QWD: jax.Array) -> Lanes:
+    """Draws the next token of every row (hidden states [Q, W or 1, D]), and gives rows that finished their next sample."""
+    settings, (Q, N, T), W = prompts.sampling, lanes.tokens_QNT.shape, lanes.age_QW.shape[1]
+    sample_QW, age_QW, busy_QW = lanes.sample_QW, lanes.age_QW, lanes.sample_QW < N
+    logits_QWV = policy.logits(hidden_QWD)
+    V = logits_QWV.shape[-1]
+    temperature_QW = settings.temperature_N[jnp.minimum(sample_QW, N - 1)]
+    token_X, logp_X = draw(
+        jnp.broadcast_to(logits_QWV, (Q, W, V)).reshape(Q * W, V),
+        token_noise(prompts.noise, prompts.slot_Q, sample_QW, age_QW).reshape(Q * W),
+        temperature_X=temperature_QW.reshape(Q * W),
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+    )
+    token_QW = token_X.reshape(Q, W)
+    state_QW = settings.stop_SV[lanes.state_QW, token_QW].astype(jnp.int32)
+    ended_QW = busy_QW & (state_QW == STOPPED)
+    done_QW = ended_QW | (busy_QW & (age_QW + 1 == T))
+    new_QW = jnp.minimum(lanes.next_Q[:, None] + jnp.cumsum(done_QW, 1) - 1, N)
+    # idle rows write to sample N, which is outside and dropped
+    put = jax.vmap(lambda x_NT, sample_W, age_W, value_W: x_NT.at[sample_W, age_W].set(value_W, mode="drop"))
+    note = jax.vmap(lambda x_N, sample_W, value_W: x_N.at[sample_W].set(value_W, mode="drop"))
+    return Lanes(
+        sample_QW=jnp.where(done_QW, new_QW, sample_QW),
+        age_QW=jnp.where(done_QW, 0, age_QW + busy_QW),
+        token_QW=jnp.where(done_QW, 0, token_QW),
+        state_QW=jnp.where(done_QW, 0, jnp.where(busy_QW, state_QW, 0)),
+        next_Q=jnp.minimum(lanes.next_Q + done_QW.sum(1), N),
+        tokens_QNT=put(lanes.tokens_QNT, sample_QW, age_QW, token_QW),
+        logp_QNT=put(lanes.logp_QNT, sample_QW, age_QW, logp_X.reshape(Q, W)),
+        length_QN=note(lanes.length_QN, sample_QW, age_QW + 1),
+        ended_QN=note(lanes.ended_QN, sample_QW, ended_QW),
+    )
+
+
+def _grown(cache: Cache, t: jax.Array, S: int) -> Cache:
+    """The caches with S slots instead of fewer. Slot s holds the newest time that is s modulo S; so each finds its new place."""
+    time_S = t - 1 - (t - 1 - jnp.arange(S)) % S
+    old = cache.k.shape[4]
+    return Cache(*(jnp.take(x, time_S % old, axis=4) for x in cache))  # what is too old to be there, a row's mask hides

@@ -50,7 +50,10 @@ def step(
         return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     state, metrics = jax.lax.cond(feedback.learn, update, skip, state)
-    return state, sample(graph, state.params, prompts, N=config.vote.samples, T=config.rollout.max_tokens), metrics
+    rollouts = sample(
+        graph, state.params, prompts, N=config.vote.samples, T=config.rollout.max_tokens, W=config.rows_per_question
+    )
+    return state, rollouts, metrics
 
 
 def compile_step(
@@ -73,12 +76,12 @@ def compile_step(
 
 
 def compile_sample(
-    graph: nnx.GraphDef, architecture: Architecture, mesh: Mesh, *, N: int, T: int
+    graph: nnx.GraphDef, architecture: Architecture, mesh: Mesh, *, N: int, T: int, W: int
 ) -> Callable[[dict[str, jax.Array], Prompts], Rollouts]:
-    """The sampling program of evaluation."""
+    """The sampling program of evaluation: N samples a question, W of them at a time."""
 
     def sample_only(params, prompts):
-        return sample(graph, params, prompts, N=N, T=T)
+        return sample(graph, params, prompts, N=N, T=T, W=W)
 
     return jax.jit(
         sample_only,

@@ -1,6 +1,7 @@
 """The decoder against torch transformers: every family, every way through it, and the real SmolLM2."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_prefill_decode_and_responses_agree_with_torch(family):
 
     @jax.jit
     def decode(params, token_QN, slot, cache, prompt):
-        hidden_QND, cache = policy(params).decode(token_QN, slot, cache, prompt, length_Q)
+        hidden_QND, cache = policy(params).decode(token_QN, jnp.full(token_QN.shape, slot + 1), slot, cache, prompt, length_Q)
         return policy(params).logits(hidden_QND), cache
 
     first_QV, prompt, cache = prefill(params)

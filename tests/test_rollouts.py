@@ -11,11 +11,11 @@ from scipy.stats import chisquare
 from tiny import PIECES, TINY, N, Q, T, equal_bits, graph, params, prompts, rollouts, tiny_config, votes
 
 from jaxselftrain.model.policy import ready
-from jaxselftrain.rollouts import sample, token_noise
+from jaxselftrain.rollouts import sample, segments, token_noise
 from jaxselftrain.update import make_batch, score
 
 GRAPH, PARAMS = graph(), params()
-sample_tiny = jax.jit(partial(sample, GRAPH, N=N, T=T))
+sample_tiny = jax.jit(partial(sample, GRAPH, N=N, T=T, W=N))
 
 
 def forward_logp(got, config):
@@ -51,16 +51,20 @@ def test_padding_changes_log_probs_by_rounding_alone():
 
 
 def test_noise_depends_on_its_keys_and_not_on_the_batch():
-    noise = jnp.asarray([5, 0, 2], jnp.uint32)
-    whole = token_noise(noise, jnp.arange(8), 4, 3)
-    assert equal_bits(whole[2:5, :2], token_noise(noise, jnp.arange(2, 5), 2, 3))
-    for other in ([6, 0, 2], [5, 1, 2], [5, 0, 3]):
-        assert not np.isin(np.asarray(whole), np.asarray(token_noise(jnp.asarray(other, jnp.uint32), jnp.arange(8), 4, 3))).any()
-    assert not np.isin(np.asarray(whole), np.asarray(token_noise(noise, jnp.arange(8), 4, 4))).any()
+    def noise(keys=(5, 0, 2), *, slots=range(8), samples=range(4), position=3):
+        shape = len(slots), len(samples)
+        sample_QW = jnp.broadcast_to(jnp.asarray(samples), shape)
+        return np.asarray(token_noise(jnp.asarray(keys, jnp.uint32), jnp.asarray(slots), sample_QW, jnp.full(shape, position)))
+
+    whole = noise()
+    assert equal_bits(whole[2:5, :2], noise(slots=range(2, 5), samples=range(2)))
+    assert equal_bits(whole[:, [3, 1]], noise(samples=[3, 1]))
+    for other in (noise((6, 0, 2)), noise((5, 1, 2)), noise((5, 0, 3)), noise(position=4), noise(samples=range(4, 8))):
+        assert not np.isin(whole, other).any()
 
 
 def test_first_tokens_follow_the_models_distribution():
-    many = jax.jit(partial(sample, GRAPH, N=4000, T=1))
+    many = jax.jit(partial(sample, GRAPH, N=4000, T=1, W=4000))
     got = many(PARAMS, prompts(rows=1, lengths=[6], temperatures=[0.8] * 4000))
     policy = ready(GRAPH, PARAMS)
     asked = prompts(rows=1, lengths=[6])
@@ -91,13 +95,27 @@ def test_responses_end_at_stop_strings_over_token_boundaries_and_are_padded_afte
 
 
 def test_one_batch_holds_greedy_and_sampled_rows_and_settings_do_not_recompile():
-    step = jax.jit(partial(sample, GRAPH, N=N, T=T))
+    step = jax.jit(partial(sample, GRAPH, N=N, T=T, W=N))
     greedy = step(PARAMS, prompts(temperatures=[0.0] * N, stop=("ab",)))
     mixed = step(PARAMS, prompts(temperatures=[1.0] * (N - 1) + [0.0], stop=("ab",), top_p=0.9, top_k=7))
     assert equal_bits(greedy.tokens_QNT[:, -1], mixed.tokens_QNT[:, -1])
     assert equal_bits(greedy.tokens_QNT[:, 0], greedy.tokens_QNT[:, 1])
     assert not equal_bits(greedy.tokens_QNT[:, 0], mixed.tokens_QNT[:, 0])
     assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("W", [1, 2, 3])
+def test_fewer_rows_that_take_turns_give_the_same_responses(W):
+    """Samples of unequal lengths, some cut at T: each row goes through several of them, in caches that grow."""
+    asked = prompts(temperatures=[1.0] * 9, end_ids=range(40, 45))
+    with jax.default_matmul_precision("highest"):
+        together = jax.jit(partial(sample, GRAPH, N=9, T=70, W=9))(PARAMS, asked)
+        in_turn = jax.jit(partial(sample, GRAPH, N=9, T=70, W=W))(PARAMS, asked)
+    lengths = np.asarray(together.length_QN)
+    assert lengths.min() < 5 and lengths.max() > 40 and len(segments(70)) > 1
+    for name in ("tokens_QNT", "length_QN", "ended_QN"):
+        assert equal_bits(getattr(together, name), getattr(in_turn, name)), name
+    np.testing.assert_allclose(together.logp_QNT, in_turn.logp_QNT, atol=1e-5)
 
 
 def test_nothing_is_sampled_when_nothing_is_wanted():

@@ -25,9 +25,9 @@ from tiny import (
     votes,
 )
 
-from jaxselftrain.rollouts import token_noise
-from jaxselftrain.sharding import named
-from jaxselftrain.step import compile_sample, compile_step, make_transform
+from jaxselftrain.rollouts import sample, token_noise
+from jaxselftrain.sharding import named, param_shardings
+from jaxselftrain.step import compile_sample, compile_step, make_transform, prompt_shardings
 from jaxselftrain.update import learn
 
 MESHES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if 8 % (data * fsdp) == 0]
@@ -54,7 +54,7 @@ def test_fused_is_update_then_sample_bit_for_bit():
     end, new, metrics = run_once()
     start = state(config, mesh, reference=params(seed=5))
     apart, apart_metrics = jax.jit(partial(learn, policy, make_transform(config), config))(start, rollouts(), votes())
-    again = compile_sample(policy, TINY, mesh, N=N, T=T)(apart.params, prompts())
+    again = compile_sample(policy, TINY, mesh, N=N, T=T, W=N)(apart.params, prompts())
     assert equal_bits(end, apart) and equal_bits(new, again) and equal_bits(metrics, apart_metrics)
 
 
@@ -86,15 +86,30 @@ def test_weights_and_moments_are_spread_over_fsdp_and_tensor():
         assert shard == (TINY.L, TINY.D // 2, TINY.F // 2)
 
 
+@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+def test_rows_that_take_turns_sample_the_same_on_any_mesh(mesh_shape):
+    config = tiny_config(mesh=dict(zip(("data", "fsdp", "tensor"), mesh_shape, strict=True)))
+    mesh = mesh_of(config, 8)
+    asked = prompts(end_ids=range(40, 50))
+    with jax.default_matmul_precision("highest"):
+        turns = compile_sample(graph(mesh), TINY, mesh, N=N, T=T, W=2)(
+            jax.device_put(params(), param_shardings(mesh, TINY)), jax.device_put(asked, prompt_shardings(mesh))
+        )
+        alone = jax.jit(partial(sample, graph(), N=N, T=T, W=N))(params(), asked)
+    assert len(set(np.asarray(alone.length_QN).ravel().tolist())) > 3
+    assert equal_bits((turns.tokens_QNT, turns.length_QN, turns.ended_QN), (alone.tokens_QNT, alone.length_QN, alone.ended_QN))
+
+
 @pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 4, 1)])
 def test_noise_is_bit_identical_on_any_mesh(mesh_shape):
     config = tiny_config(mesh=dict(zip(("data", "fsdp", "tensor"), mesh_shape, strict=True)))
     rows = named(mesh_of(config, 8), "rows")
-    noise = jax.jit(
-        lambda slots: token_noise(jnp.asarray([1, 0, 3], jnp.uint32), slots, N, 5), in_shardings=rows, out_shardings=rows
-    )
-    alone = token_noise(jnp.asarray([1, 0, 3], jnp.uint32), jnp.arange(Q), N, 5)
-    assert equal_bits(noise(jnp.arange(Q)), alone)
+
+    def noise(slots):
+        sample_QW = jnp.broadcast_to(jnp.arange(N), (Q, N))
+        return token_noise(jnp.asarray([1, 0, 3], jnp.uint32), slots, sample_QW, jnp.full((Q, N), 5))
+
+    assert equal_bits(jax.jit(noise, in_shardings=rows, out_shardings=rows)(jnp.arange(Q)), noise(jnp.arange(Q)))
 
 
 def test_the_last_call_learns_and_samples_nothing():

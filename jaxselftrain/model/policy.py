@@ -62,12 +62,19 @@ class Policy(nnx.Module):
         return self._final(_last(x_QNTD[:, 0], length_Q)), cache
 
     def decode(
-        self, token_QN: jax.Array, slot: jax.Array, cache: Cache, prompt: Cache, prompt_length_Q: jax.Array
+        self, token_QN: jax.Array, age_QN: jax.Array, t: jax.Array, cache: Cache, prompt: Cache, prompt_length_Q: jax.Array
     ) -> tuple[jax.Array, Cache]:
-        """Each sample's newest token, the slot-th of its response -> (hidden state [Q, N, D], the cache with it written)."""
-        mask_S = jnp.arange(cache.k.shape[4]) <= slot
+        """Each row's newest token, its age_QN-th -> (hidden state [Q, N, D], the cache with it written at slot t mod S).
+
+        The S slots are a ring: all rows write the same one, whatever their ages, so nothing is scattered, and a row sees
+        the newest age_QN of them. An age of 0 gives a row that sees its prompt alone; what it writes is seen by nobody.
+        """
+        S = cache.k.shape[4]
+        slot = t % S
+        mask_QNS = (slot - jnp.arange(S)) % S < age_QN[..., None]
+        mask_QGNRTS = mask_QNS[:, None, :, None, None]
         mask_QC = jnp.arange(prompt.k.shape[3]) < prompt_length_Q[:, None]
-        rope = self._rope((prompt_length_Q + slot)[:, None, None])
+        rope = self._rope((prompt_length_Q[:, None] + age_QN - 1)[..., None])
 
         def layer(carry, scanned):
             x_QNTD, cache = carry
@@ -79,7 +86,7 @@ class Policy(nnx.Module):
                 new = Cache(*(jax.lax.dynamic_update_slice(c, x[None], at) for c, x in zip(cache, (k, v), strict=True)))
                 kept.append(new)
                 k, v = (jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in new)
-                return attention(q, k, v, mask_S, PromptKV(prompt_k, prompt_v, mask_QC))
+                return attention(q, k, v, mask_QGNRTS, PromptKV(prompt_k, prompt_v, mask_QC))
 
             x_QNTD = self._layer(w, x_QNTD, rope, attend)
             return (x_QNTD, kept[0]), None

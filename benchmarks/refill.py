@@ -1,0 +1,95 @@
+"""Takes a mesh of one device and SmolLM2's shape, gives tokens per second of sampling with rows that take turns and without.
+
+python benchmarks/refill.py [--questions 8] [--samples 32] [--mean 16] [--tail 10] [--rows 64,128] [--repetitions 3]
+
+Weights are random and nearly all tokens equally likely, so that a share 1 / mean of the vocabulary, made end tokens, gives
+lengths by a geometric law; they are cut at tail x mean tokens. --tail 1 makes all lengths equal: no token ends a response.
+All settings of --rows draw the same responses, in turns within one process; figures are medians.
+"""
+
+import argparse
+import statistics
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxselftrain.model.architecture import Architecture
+from jaxselftrain.model.policy import abstract_policy
+from jaxselftrain.rollouts import Prompts, Sampling, sample
+from jaxselftrain.stopping import stop_table
+
+SMOLLM2 = Architecture(
+    "LlamaForCausalLM", V=49152, D=576, F=1536, H=9, G=3, K=64, L=30, rope_theta=1e5, norm_eps=1e-5, max_positions=8192, tied=True
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in {"questions": 8, "samples": 32, "prompt": 48, "mean": 16, "tail": 10, "repetitions": 3}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--rows", default="32,64,128", help="numbers of rows to compare with all questions x samples")
+    given = parser.parse_args()
+    Q, N = given.questions, given.samples
+    rows = [Q * N, *(int(part) for part in given.rows.split(","))]
+    asked = prompts(given)
+    weights = random_weights()
+    graph = abstract_policy(SMOLLM2, compute_dtype="float32", remat=False)
+    T = given.mean * given.tail
+    programs = [jax.jit(partial(sample, graph, N=N, T=T, W=count // Q)) for count in rows]
+    results = [program(weights, asked) for program in programs]  # compiles
+    seconds: list[list[float]] = [[] for _ in rows]
+    for _ in range(given.repetitions):
+        for program, taken in zip(programs, seconds, strict=True):
+            started = time.perf_counter()
+            jax.block_until_ready(program(weights, asked))
+            taken.append(time.perf_counter() - started)
+    show(given, rows, results, [statistics.median(taken) for taken in seconds])
+
+
+def prompts(given: argparse.Namespace) -> Prompts:
+    rng = np.random.default_rng(0)
+    ends = [] if given.tail == 1 else rng.choice(SMOLLM2.V, SMOLLM2.V // given.mean, replace=False).tolist()
+    Q = given.questions
+    return Prompts(
+        tokens_QC=jnp.asarray(rng.integers(0, SMOLLM2.V, (Q, given.prompt)), jnp.int32),
+        length_Q=jnp.full(Q, given.prompt, jnp.int32),
+        slot_Q=jnp.arange(Q, dtype=jnp.int32),
+        noise=jnp.zeros(3, jnp.uint32),
+        wanted=jnp.asarray(True),
+        sampling=Sampling(
+            temperature_N=jnp.ones(given.samples),
+            top_p=jnp.float32(1),
+            top_k=jnp.int32(0),
+            stop_SV=jnp.asarray(stop_table([], [b""] * SMOLLM2.V, ends)),
+        ),
+    )
+
+
+def random_weights() -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    return {
+        name: jnp.ones(shape) if "norm" in name else jnp.asarray(rng.normal(size=shape) * 0.02, jnp.float32)
+        for name, shape in SMOLLM2.shapes().items()
+    }
+
+
+def show(given: argparse.Namespace, rows: list[int], results: list, seconds: list[float]) -> None:
+    lengths = np.asarray(results[0].length_QN)
+    spread = f"{lengths.min()} to {lengths.max()} tokens, {lengths.mean():.1f} on average"
+    table = Table(title=f"{given.questions} x {given.samples} responses of {spread}", caption="the first line takes no turns")
+    for name in ("rows", "seconds", "tokens/s", "ratio", "responses that differ"):
+        table.add_column(name, justify="right")
+    for count, found, taken in zip(rows, results, seconds, strict=True):
+        differ = (np.asarray(found.tokens_QNT) != np.asarray(results[0].tokens_QNT)).any(-1).mean()
+        tokens = int(np.asarray(found.length_QN).sum())
+        table.add_row(str(count), f"{taken:.2f}", f"{tokens / taken:.0f}", f"{seconds[0] / taken:.2f}", f"{differ:.1%}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,8 +14,23 @@ MAX_DEPTH: Final = 40  # open brackets, fractions, exponents around one token
 
 
 class Reader:
-    """A recursive-descent reader over a list of tokens; `depth` bounds its recursion. The layers above it
-    add what its last methods leave out."""
+    """A recursive-descent reader over a list of tokens; `depth` bounds its recursion.
+
+    One parser, in a file for each level of the grammar: Reader, Atoms, Brackets, Expressions, and the statements of
+    parser.py. The levels call each other both ways, a fraction holds expressions, so each is built on the one before,
+    and what the later ones add is declared here.
+    """
+
+    expression: Callable[[], Tree]
+    product: Callable[[], Tree]
+    power: Callable[[], Tree]
+    exponent: Callable[[], Tree]
+    primary: Callable[[], Tree]
+    starts_factor: Callable[[], bool]
+    bracketed: Callable[[str], Tree]
+    matrix: Callable[[str], Tree]
+    statement_side: Callable[[], Tree]
+    set_or_builder: Callable[[], Tree]
 
     def __init__(self, found: list[Token]):
         self.found = found
@@ -107,38 +122,6 @@ class Reader:
             self.expect(closing)
         self.open_bars, self.square, self.open_sets = saved
         return tree
-
-    # ------------------------------------------------------------------------------------- what the readers above this one add
-
-    def expression(self) -> Tree:
-        raise NotImplementedError
-
-    def power(self) -> Tree:
-        raise NotImplementedError
-
-    def exponent(self) -> Tree:
-        raise NotImplementedError
-
-    def starts_factor(self) -> bool:
-        raise NotImplementedError
-
-    def statement_side(self) -> Tree:
-        raise NotImplementedError
-
-    def set_or_builder(self) -> Tree:
-        raise NotImplementedError
-
-    def primary(self) -> Tree:
-        raise NotImplementedError
-
-    def bracketed(self, opening: str) -> Tree:
-        raise NotImplementedError
-
-    def matrix(self, name: str) -> Tree:
-        raise NotImplementedError
-
-    def product(self) -> Tree:
-        raise NotImplementedError
 
 
 def integer(text: str) -> Fraction:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -164,22 +165,28 @@ def damage_told(folder: Path, step: int) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps Orbax to itself: it tells every file it opens, and of a failed save, which it also raises, many tracebacks."""
-    absl, asyncio, hook = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
+    _raise_a_failed_save_once()
+    absl = logging.getLogger("absl")
     level = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
+
+
+@cache
+def _raise_a_failed_save_once() -> None:
+    """Of a save's failed writes one is raised; the others are told when they are collected, at any time until the end."""
+    hook = sys.unraisablehook
 
     def not_late(told: Any) -> None:  # after a failed save, TensorStore still calls the event loop that Orbax has closed
         if str(told.exc_value) != "Event loop is closed":
             hook(told)
 
-    def not_repeated(record: logging.LogRecord) -> bool:  # of several failed writes one is raised, the others are told there
-        return "exception was never retrieved" not in record.getMessage()
+    def not_repeated(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not ("exception was never retrieved" in text and "orbax" in text)
 
-    absl.setLevel(logging.CRITICAL)
-    asyncio.addFilter(not_repeated)
     sys.unraisablehook = not_late
-    try:
-        yield
-    finally:
-        absl.setLevel(level)
-        asyncio.removeFilter(not_repeated)
-        sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(not_repeated)

@@ -200,6 +200,13 @@ class Loop:
         if evaluates:
             batches["evaluate.batch"] = self.config.evaluate.batch
         check_mesh(self.parts.mesh, self.parts.architecture, batches)
+        rows = self.parts.mesh.shape["data"] * self.parts.mesh.shape["fsdp"]
+        fit = self.config.rollout.questions // minibatches // rows
+        if rows > 1 and self.config.update.micro_batches > fit:
+            self.say(
+                f"update.micro_batches = {self.config.update.micro_batches} leaves devices idle in the update: "
+                f"up to {fit}, each part holds a question for every one of the {rows}"
+            )
         if available < self.config.rollout.questions:
             raise UserError(f"rollout.questions = {self.config.rollout.questions}, but there are only {available} questions")
 

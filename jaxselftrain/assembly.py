@@ -45,7 +45,8 @@ class Parts:
     @cached_property
     def graph(self) -> nnx.GraphDef:
         model = self.config.model
-        return abstract_policy(self.architecture, compute_dtype=model.compute_dtype, remat=model.remat, mesh=self.mesh)
+        remat = bool(model.remat)  # only the update knows of it: sampling alone may leave it at auto
+        return abstract_policy(self.architecture, compute_dtype=model.compute_dtype, remat=remat, mesh=self.mesh)
 
     @cached_property
     def stop_SV(self) -> jax.Array:

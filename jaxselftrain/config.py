@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -47,7 +47,8 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic would read `true` as 1."""
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (annotation, *get_args(annotation)):
             raise ValueError("must not be true or false")
         return value
 
@@ -63,7 +64,9 @@ class Model(Section):
         "float32", description="storage of the weights; bfloat16 is rounded stochastically after each update"
     )
     compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of matmuls and caches")
-    remat: bool = _free(True, "recompute each layer's activations in the backward pass instead of keeping them")
+    remat: bool | Literal["auto"] = _free(
+        True, "recompute each layer's activations in the backward pass instead of keeping them. auto: only where they do not fit"
+    )
 
 
 class Task(Section):
@@ -209,7 +212,9 @@ class Update(Section):
     kl_in: Literal["reward", "loss"] = Field("reward", description="where the KL is charged")
     entropy_bonus: Real = Field(0.0, description="weight of the mean token entropy, added to the objective")
     importance_cap: Real | None = Field(None, gt=0, description="truncate importance weights trainer/sampler at this; null: off")
-    micro_batches: int = _free(1, "split each optimizer step's gradient into this many parts, added up; lowers memory", ge=1)
+    micro_batches: Annotated[int, Field(ge=1)] | Literal["auto"] = _free(
+        1, "split each optimizer step's gradient into this many parts, added up; lowers memory. auto: as few as fit the device"
+    )
 
 
 class Optimizer(Section):
@@ -310,6 +315,18 @@ class Config(Section):
         return self.vote.samples if self.rollout.rows is None else self.rollout.rows // self.rollout.questions
 
     @property
+    def micro_batches(self) -> int:
+        """The parts of each gradient, once `auto` is decided: see memory.fit_memory."""
+        if self.update.micro_batches == "auto":
+            raise ValueError("update.micro_batches is not decided yet")
+        return self.update.micro_batches
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether nothing that the compiled step depends on is left to `auto`."""
+        return "auto" not in (self.update.micro_batches, self.model.remat)
+
+    @property
     def optimizer_steps(self) -> int:
         """Optimizer steps of the whole run: several a step of training, with inner epochs or minibatches."""
         return self.train.steps * self.update.epochs * self.update.minibatches
@@ -335,8 +352,7 @@ class Config(Section):
         if questions % minibatches:
             raise ValueError(f"update.minibatches = {minibatches} does not divide rollout.questions = {questions}")
         per_step, samples = questions // minibatches, self.samples_trained
-        whole = per_step % micro == 0 or (micro % per_step == 0 and samples % (micro // per_step) == 0)
-        if not whole:
+        if micro != "auto" and per_step % micro and (micro % per_step or samples % (micro // per_step)):
             raise ValueError(
                 f"update.micro_batches = {micro} must divide the {per_step} questions of an optimizer step, "
                 f"or be a multiple of them that splits the {samples} samples evenly"

@@ -25,6 +25,7 @@ from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.evaluate import Evaluator, cut_back_evaluations
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.judge import judge
+from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.metrics import MetricsLog
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import Question, QuestionOrder, load_questions, without_overlap
@@ -96,6 +97,11 @@ class Loop:
         self.width = prompt_width(self.encoded.tokens + (asked.tokens if asked else []))
         self.parts.check_context(self.width)
         self._check_batches(len(self.encoded.questions), asked is not None)
+        if not config.is_decided:
+            say("compiling the training step to see what fits the memory (a minute or so for each choice)")
+            self.parts = fit_memory(self.parts, self.width, limit=device_limit(), say=say)
+            self.config = config = self.parts.config
+        self._tell_of_idle_devices()
         self.order = QuestionOrder(len(self.encoded.questions), config.rollout.questions, config.train.seed)
         self.sampling = self.parts.sampling(
             temperatures=[config.rollout.temperature] * config.vote.samples,
@@ -200,15 +206,17 @@ class Loop:
         if evaluates:
             batches["evaluate.batch"] = self.config.evaluate.batch
         check_mesh(self.parts.mesh, self.parts.architecture, batches)
-        rows = self.parts.mesh.shape["data"] * self.parts.mesh.shape["fsdp"]
-        fit = self.config.rollout.questions // minibatches // rows
-        if rows > 1 and self.config.update.micro_batches > fit:
-            self.say(
-                f"update.micro_batches = {self.config.update.micro_batches} leaves devices idle in the update: "
-                f"up to {fit}, each part holds a question for every one of the {rows}"
-            )
         if available < self.config.rollout.questions:
             raise UserError(f"rollout.questions = {self.config.rollout.questions}, but there are only {available} questions")
+
+    def _tell_of_idle_devices(self) -> None:
+        rows = self.parts.mesh.shape["data"] * self.parts.mesh.shape["fsdp"]
+        fit = self.config.rollout.questions // self.config.update.minibatches // rows
+        if rows > 1 and self.config.micro_batches > fit:
+            self.say(
+                f"update.micro_batches = {self.config.micro_batches} leaves devices idle in the update: "
+                f"up to {fit}, each part holds a question for every one of the {rows}"
+            )
 
     def _prompts(self, batch: int) -> tuple[list[int], Prompts]:
         """(indices of the questions, prompts on device) of the batch-th sampling call."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from jaxselftrain.config import Config, changed_fields, load_config, to_yaml
+from jaxselftrain.config import Config, changed_fields, load_config, parse_config, to_yaml
 from jaxselftrain.errors import UserError
 
 CONFIG, ENVIRONMENT, CHECKPOINTS, EVALUATIONS, LOCK = "config.yaml", "environment.json", "checkpoints", "evaluations", ".lock"
@@ -60,6 +60,18 @@ def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
                 f"{'; '.join(fixed)}. Set them back, or choose another train.folder"
             )
     return lock, free
+
+
+def keep_decided(config: Config, folder: Path) -> Config:
+    """The config with what it leaves to `auto` as the run in the folder decided it, so that the run goes on bit for bit."""
+    if config.is_decided or not (is_run_folder(folder) and has_checkpoint(folder)):
+        return config
+    old, model, update = read_config(folder), config.model, config.update
+    if model.remat == "auto":
+        model = model.model_copy(update={"remat": old.model.remat})
+    if update.micro_batches == "auto":
+        update = update.model_copy(update={"micro_batches": old.update.micro_batches})
+    return parse_config(config.model_copy(update={"model": model, "update": update}).model_dump())
 
 
 def close_folder(folder: Path, lock: FileLock) -> None:

@@ -56,10 +56,8 @@ def step(
     return state, rollouts, metrics
 
 
-def compile_step(
-    graph: nnx.GraphDef, config: Config, architecture: Architecture, mesh: Mesh
-) -> Callable[[State, Rollouts, Feedback, Prompts], tuple[State, Rollouts, dict[str, jax.Array]]]:
-    """The training program; state and rollouts are donated."""
+def compile_step(graph: nnx.GraphDef, config: Config, architecture: Architecture, mesh: Mesh) -> jax.stages.Wrapped:
+    """The training program, `step` with its first three arguments filled in; state and rollouts are donated."""
     transform = make_transform(config)
 
     def train_step(state, rollouts, feedback, prompts):

@@ -13,7 +13,7 @@ from jaxselftrain.config import Config
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.loop import Loop, Report
 from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
-from jaxselftrain.run_folder import close_folder, open_folder
+from jaxselftrain.run_folder import close_folder, keep_decided, open_folder
 from jaxselftrain.summary import SUMMARY, show_summary, write_summary
 
 
@@ -26,10 +26,11 @@ def train(
     what is going on at the moment, often. Raises UserError for what the user can change, and Resumable after SIGTERM or
     Ctrl-C, once everything is saved.
     """
+    config = keep_decided(config, folder)
     lock, notes = open_folder(folder, config)
     settings = (
-        f"raise update.micro_batches (now {config.update.micro_batches}) if the update does not fit; lower rollout.questions, "
-        "vote.samples or rollout.max_tokens if sampling does not"
+        f"raise update.micro_batches (now {config.update.micro_batches}; auto finds what fits) if the update does not fit; "
+        "lower rollout.questions, vote.samples or rollout.max_tokens if sampling does not"
     )
     try:
         with told_of_limits(folder, settings), Interrupts() as interrupts:

@@ -77,7 +77,7 @@ def learn(
     """One update: epochs x minibatches optimizer steps over the chosen samples; metrics are means over those steps."""
     settings = config.update
     batch = make_batch(config, rollouts, feedback)
-    splits_questions = settings.micro_batches > batch.prompt_length_Q.shape[0] // settings.minibatches
+    splits_questions = config.micro_batches > batch.prompt_length_Q.shape[0] // settings.minibatches
     if settings.epochs * settings.minibatches > 1 or splits_questions:
         batch = _score_first(graph, config, state, batch)
     minibatches = _split(batch, settings.minibatches, 1)
@@ -139,7 +139,7 @@ def _coefficients(aggregation: str, weight_QMT, length_QM, parts: int):
 def gradient(graph: nnx.GraphDef, config: Config, state: State, batch: Batch):
     """(gradient in float32, sums of metrics) of the loss over one optimizer step's questions, in micro-batches."""
     Q = batch.prompt_length_Q.shape[0]
-    micro = config.update.micro_batches
+    micro = config.micro_batches
     parts = _split(batch, min(micro, Q), max(micro // Q, 1))
     value_and_grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
 
@@ -212,7 +212,7 @@ def _advantage(settings, batch, old_QMT, reference_QMT):
 def _score_first(graph, config, state, batch):
     """Log-probs before any inner step, and advantages from them: for several inner steps, or questions that are split."""
     Q = batch.prompt_length_Q.shape[0]
-    micro = config.update.micro_batches * config.update.minibatches
+    micro = config.micro_batches * config.update.minibatches
     groups, pieces = min(micro, Q), max(micro // Q, 1)
 
     def one(part):

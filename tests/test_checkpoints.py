@@ -107,7 +107,9 @@ def test_out_of_device_memory_says_what_to_lower(home, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop.Loop, "_call", full)
     config = load_config(home / "config.yaml", ("update.micro_batches=2", "rollout.questions=8", "mesh.data=-1"))
-    with pytest.raises(UserError, match=r"out of device memory: raise update.micro_batches \(now 2\).* rollout.max_tokens"):
+    with pytest.raises(
+        UserError, match=r"out of device memory: raise update.micro_batches \(now 2; auto finds what fits\).* rollout.max_tokens"
+    ):
         list(train(config, tmp_path / "run", say=lambda text: None))
 
 

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--layers", default="4,12,30")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting; may be repeated")
     given = parser.parse_args()
+    jax.config.update("jax_enable_compilation_cache", False)  # the environment may name one
     depths = [int(part) for part in given.layers.split(",")]
     config = load_config(given.config, given.set)
     parts = open_parts(config, cache=None)

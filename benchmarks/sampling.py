@@ -5,7 +5,7 @@ python benchmarks/sampling.py [--workload W1 W2 W3] [--trl PYTHON] [--tunix PYTH
 All responses are forced to their full length. Figures are medians; the ratio says how many times faster ours is.
 """
 
-from tables import show
+from tables import seconds, show
 from turns import OURS, job, options, ours, peers, remarks, take_turns
 from workloads import WORKLOADS, name_of
 
@@ -28,7 +28,7 @@ def main() -> None:
             rows.append(
                 [
                     name,
-                    f"{measured.median:.2f}",
+                    seconds(measured.median),
                     measured.spread,
                     f"{workload.Q * workload.N * workload.T / measured.median:.0f}",
                     "" if name == OURS else f"{measured.median / found[OURS].median:.2f}",

@@ -7,7 +7,7 @@ medians; the ratio says how many times faster ours is. All sides stay in memory 
 with one peer at a time.
 """
 
-from tables import show
+from tables import seconds, show
 from turns import OURS, job, options, ours, peers, remarks, take_turns
 from workloads import WORKLOADS, name_of
 
@@ -31,7 +31,7 @@ def main() -> None:
             rows.append(
                 [
                     name,
-                    f"{measured.median:.2f}",
+                    seconds(measured.median),
                     measured.spread,
                     "" if name == OURS else f"{measured.median / found[OURS].median:.2f}",
                     "" if bar is None or given.dtype != "float32" else f"at least {bar}",

@@ -28,3 +28,8 @@ def si(value: float, unit: str) -> str:
             return f"{value:.3g} {prefix}{unit}"
         value /= 1000
     raise AssertionError("unreachable")
+
+
+def seconds(value: float) -> str:
+    """Three significant digits, at most three decimals."""
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"

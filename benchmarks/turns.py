@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tables import seconds
 from workloads import WORKLOADS, Workload, questions, workload
 
 from jaxselftrain.model.tokenizer import load_tokenizer
@@ -49,8 +50,8 @@ class Measured:
 
     @property
     def spread(self) -> str:
-        seconds = [answer["seconds"] for answer in self.answers]
-        return f"{min(seconds):.2f} to {max(seconds):.2f}"
+        taken = [answer["seconds"] for answer in self.answers]
+        return f"{seconds(min(taken))} to {seconds(max(taken))}"
 
     @property
     def others(self) -> float:

@@ -35,7 +35,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def _load(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except ValueError as error:  # what looks like a date but is none: 2024-13-45
+        raise yaml.YAMLError(f"{error}; put a text that looks like a date in quotes") from None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

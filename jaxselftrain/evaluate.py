@@ -182,8 +182,6 @@ def run_evaluation(
     run = Path(target) if (Path(target) / CONFIG).is_file() else None
     config = _evaluation_config(target, run, questions, samples, overrides, config_path)
     folder = out or (run / EVALUATIONS if run else None)
-    if folder is not None:
-        make_folder(folder)  # first, because sampling takes long
     assert config.evaluate.questions is not None
     questions_asked, answer_key = load_questions(config.evaluate.questions), load_answer_key(config.evaluate.questions)
     parts = open_parts(config, cache=None)
@@ -193,6 +191,8 @@ def run_evaluation(
     width = prompt_width(encoded.tokens)
     parts.check_context(width)
     check_mesh(parts.mesh, parts.architecture, {"evaluate.batch": config.evaluate.batch})
+    if folder is not None:
+        make_folder(folder)  # before what takes long, after what may be refused
     params, name = _weights(parts, run)
     with Voter(config.answer, config.vote) as voter:
         evaluator = Evaluator(parts, encoded, answer_key, voter, width)

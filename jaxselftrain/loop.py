@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,21 +103,21 @@ class Loop:
             top_k=config.rollout.top_k,
         )
         self.step = compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh)
-        self.voter = Voter(config.answer, config.vote)
-        self.evaluator = None
-        if asked is not None and config.evaluate.questions is not None:
-            self.evaluator = Evaluator(self.parts, asked, load_answer_key(config.evaluate.questions), self.voter, self.width)
-        self.checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint)
-        self.log = MetricsLog(folder, config.log)
-        begin_folder(folder, config, sorted({f"{d.platform}: {d.device_kind}" for d in jax.devices()}))
+        with ExitStack() as opened:  # what is open is closed again when a later line fails
+            self.voter = opened.enter_context(Voter(config.answer, config.vote))
+            self.evaluator = None
+            if asked is not None and config.evaluate.questions is not None:
+                self.evaluator = Evaluator(self.parts, asked, load_answer_key(config.evaluate.questions), self.voter, self.width)
+            self.log = opened.enter_context(closing(MetricsLog(folder, config.log)))
+            begin_folder(folder, config, sorted({f"{d.platform}: {d.device_kind}" for d in jax.devices()}))
+            self.checkpoints = opened.enter_context(closing(Checkpoints(folder / CHECKPOINTS, config.checkpoint)))
+            self.opened = opened.pop_all()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.voter.close()
-        self.log.close()
-        self.checkpoints.close()
+        self.opened.close()
 
     def run(self, interrupts: Interrupts) -> Iterator[Report]:
         questions = self.encoded.questions
@@ -199,6 +200,13 @@ class Loop:
         if evaluates:
             batches["evaluate.batch"] = self.config.evaluate.batch
         check_mesh(self.parts.mesh, self.parts.architecture, batches)
+        rows = self.parts.mesh.shape["data"] * self.parts.mesh.shape["fsdp"]
+        fit = self.config.rollout.questions // minibatches // rows
+        if rows > 1 and self.config.update.micro_batches > fit:
+            self.say(
+                f"update.micro_batches = {self.config.update.micro_batches} leaves devices idle in the update: "
+                f"up to {fit}, each part holds a question for every one of the {rows}"
+            )
         if available < self.config.rollout.questions:
             raise UserError(f"rollout.questions = {self.config.rollout.questions}, but there are only {available} questions")
 

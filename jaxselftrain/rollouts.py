@@ -21,6 +21,7 @@ from jaxselftrain.sharding import constrain
 from jaxselftrain.stopping import STOPPED
 
 SMALLEST_CACHE = 32  # slots of a row's cache: fewer save nothing
+SLOTS = 8  # a row's cache has a multiple of this: odd sizes leave vector lanes idle
 
 Leaf = Any  # a jax.Array; in the trees that describe where arrays lie, its sharding or ShapeDtypeStruct
 
@@ -157,9 +158,9 @@ def _sample(graph, params, prompts, *, N, T, W):
 
 
 def segments(T: int) -> list[int]:
-    """The sizes that the rows' caches grow through, so that short responses do not pay for long ones; T - 1 is the last."""
-    sizes = {max(SMALLEST_CACHE, T // part) for part in (8, 4, 2, 1)}
-    return sorted({min(size, max(T - 1, 1)) for size in sizes})
+    """The sizes that the rows' caches grow through, so that short responses do not pay for long ones; the last has T - 1."""
+    whole = -(-max(T - 1, 1) // SLOTS) * SLOTS
+    return sorted({min(max(SMALLEST_CACHE, -(-T // part // SLOTS) * SLOTS), whole) for part in (8, 4, 2, 1)})
 
 
 def _empty_lanes(policy: Policy, *, Q: int, N: int, T: int, W: int) -> Lanes:
@@ -216,5 +217,5 @@ def _draw(policy: Policy, prompts: Prompts, lanes: Lanes, hidden_QWD: jax.Array)
 def _grown(cache: Cache, t: jax.Array, S: int) -> Cache:
     """The caches with S slots instead of fewer. Slot s holds the newest time that is s modulo S; so each finds its new place."""
     time_S = t - 1 - (t - 1 - jnp.arange(S)) % S
-    old = cache.k.shape[4]
-    return Cache(*(jnp.take(x, time_S % old, axis=4) for x in cache))  # what is too old to be there, a row's mask hides
+    old_S = time_S % cache.k.shape[5]  # what is too old to be there, a row's mask hides
+    return Cache(jnp.take(cache.k, old_S, axis=5), jnp.take(cache.v, old_S, axis=4))

@@ -36,6 +36,14 @@ def make_home(folder: Path, *, questions: int, held_out: int, first_held_out: in
     return folder
 
 
+def make_run(folder: Path, **sections) -> Path:
+    """The run folder of two finished steps, with held-out questions."""
+    make_home(folder, **{"questions": 8, "held_out": 6, "first_held_out": 20, "train": {"steps": 2}} | sections)
+    code, _, err = command("train", str(folder / "config.yaml"))
+    assert code == 0, err
+    return folder / "run"
+
+
 def write_config(folder: Path, **sections) -> Path:
     """A config of a run that takes seconds; `sections` are laid over it, one level deep."""
     values: dict = {

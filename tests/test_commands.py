@@ -5,17 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-from runs import command, lines, make_home, write_config, write_questions
+from runs import command, lines, make_run, write_config, write_questions
 from small_models import save_folder, torch_model
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    home = tmp_path_factory.mktemp("commands")
-    make_home(home, questions=12, held_out=6, first_held_out=20, train={"steps": 2})
-    code, _, err = command("train", str(home / "config.yaml"))
-    assert code == 0, err
-    return home / "run"
+    return make_run(tmp_path_factory.mktemp("commands"))
 
 
 def test_evaluating_the_run_gives_what_the_run_itself_measured(run, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from runs import command, environment, lines, make_home
+from runs import environment, lines, make_run
 
 from jaxselftrain.metrics import RESPONSES_FILE
 
@@ -16,11 +16,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    home = tmp_path_factory.mktemp("notebooks")
-    make_home(home, questions=8, held_out=4, first_held_out=20, train={"steps": 2})
-    code, _, err = command("train", str(home / "config.yaml"))
-    assert code == 0, err
-    return home / "run"
+    return make_run(tmp_path_factory.mktemp("notebooks"))
 
 
 def executed(name, run, monkeypatch):

@@ -21,7 +21,7 @@ from jaxselftrain.sharding import constrain
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers: [L, Q, G, C, K] for prompts, [L, Q, G, N, S, K] for samples."""
+    """Keys and values of all layers: [L, Q, G, C, K] for prompts; [L, Q, G, N, K, S] and [L, Q, G, N, S, K] for samples."""
 
     k: jax.Array
     v: jax.Array
@@ -52,7 +52,7 @@ class Policy(nnx.Module):
 
             def attend(q, k, v):
                 kept.append((k, v))
-                return attention(q, k, v, mask_CC, None)
+                return attention(q, k.mT, v, mask_CC, None)
 
             x_QNTD = self._layer(w, x_QNTD, rope, attend)
             ((k_QGNTK, v_QGNTK),) = kept
@@ -69,7 +69,7 @@ class Policy(nnx.Module):
         The S slots are a ring: all rows write the same one, whatever their ages, so nothing is scattered, and a row sees
         the newest age_QN of them. An age of 0 gives a row that sees its prompt alone; what it writes is seen by nobody.
         """
-        S = cache.k.shape[4]
+        S = cache.k.shape[5]
         slot = t % S
         mask_QNS = (slot - jnp.arange(S)) % S < age_QN[..., None]
         mask_QGNRTS = mask_QNS[:, None, :, None, None]
@@ -82,8 +82,10 @@ class Policy(nnx.Module):
             kept = []
 
             def attend(q, k, v):
-                at = (index, 0, 0, 0, slot, 0)  # written in place: the cache is carried, never an output of the scan
-                new = Cache(*(jax.lax.dynamic_update_slice(c, x[None], at) for c, x in zip(cache, (k, v), strict=True)))
+                # written in place: the cache is carried, never an output of the scan
+                new_k = jax.lax.dynamic_update_slice(cache.k, k.mT[None], (index, 0, 0, 0, 0, slot))
+                new_v = jax.lax.dynamic_update_slice(cache.v, v[None], (index, 0, 0, 0, slot, 0))
+                new = Cache(new_k, new_v)
                 kept.append(new)
                 k, v = (jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in new)
                 return attention(q, k, v, mask_QGNRTS, PromptKV(prompt_k, prompt_v, mask_QC))
@@ -112,11 +114,11 @@ class Policy(nnx.Module):
 
             def attend_prompt(q, k, v):
                 kept.append(PromptKV(k[:, :, 0], v[:, :, 0], mask_QC))
-                return attention(q, k, v, prompt_mask, None)
+                return attention(q, k.mT, v, prompt_mask, None)
 
             prompt_QNCD = self._layer(w, prompt_QNCD, prompt_rope, attend_prompt)
             if steps:
-                x_QNTD = self._layer(w, x_QNTD, rope, lambda q, k, v: attention(q, k, v, mask, kept[0]))
+                x_QNTD = self._layer(w, x_QNTD, rope, lambda q, k, v: attention(q, k.mT, v, mask, kept[0]))
             return (prompt_QNCD, x_QNTD), None
 
         body = jax.checkpoint(layer) if self.remat else layer
@@ -135,9 +137,9 @@ class Policy(nnx.Module):
 
     def empty_cache(self, Q: int, N: int, S: int) -> Cache:
         a = self.architecture
-        zeros = jnp.zeros((a.L, Q, a.G, N, S, a.K), self.compute_dtype)
-        zeros = constrain(zeros, self.mesh, None, "rows", "kv_heads")
-        return Cache(zeros, zeros)
+        shapes = (a.L, Q, a.G, N, a.K, S), (a.L, Q, a.G, N, S, a.K)
+        zeros = (jnp.zeros(shape, self.compute_dtype) for shape in shapes)
+        return Cache(*(constrain(x, self.mesh, None, "rows", "kv_heads") for x in zeros))
 
     def _layers(self) -> dict[str, jax.Array]:
         return {name: getattr(self, name)[...] for name in self.architecture.shapes() if name.rsplit("_", 1)[1].startswith("L")}

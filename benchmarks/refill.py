@@ -17,15 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from shapes import SHAPES
 
-from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.model.policy import abstract_policy
 from jaxselftrain.rollouts import Prompts, Sampling, sample
 from jaxselftrain.stopping import stop_table
 
-SMOLLM2 = Architecture(
-    "LlamaForCausalLM", V=49152, D=576, F=1536, H=9, G=3, K=64, L=30, rope_theta=1e5, norm_eps=1e-5, max_positions=8192, tied=True
-)
+SMOLLM2 = SHAPES["smollm2-135m"]
 
 
 def main() -> None:

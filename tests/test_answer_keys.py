@@ -97,6 +97,13 @@ def test_hostile_completions_cost_little_and_count_as_wanted(case):
         "%5",
         r"\phantom{5}",
         r"7 \bmod 0",
+        r"\tan\frac{\pi}{2}",
+        r"\frac{\sin\pi}{\sin\pi}",
+        r"\frac{\sqrt2-\sqrt2}{\sin\pi}",
+        r"(\sin\pi)^{-1}\sin\pi",
+        r"\tan\frac{\pi}{2}\cot\frac{\pi}{2}",
+        r"\frac{x}{\sin^2x+\cos^2x-1}",
+        r"\begin{pmatrix}\frac{\sin\pi}{\sin\pi}\\1\end{pmatrix}",
     ],
 )
 def test_what_has_no_value_is_no_answer(text):
@@ -120,7 +127,6 @@ def test_what_has_no_value_is_no_answer(text):
         "5 or more",
         r"5\text{ if }x>0",
         r"1,2,\ldots,n",
-        r"\tan\frac{\pi}{2}",
         "5=5",
         "2+2=5",
         r"\mathbb{R}",
@@ -214,6 +220,8 @@ def test_every_two_variables_are_met_in_both_orders_and_signs():
     for a, b in combinations(LETTERS, 2):
         assert answer_key(f"|{a}-{b}|") not in (answer_key(f"{a}-{b}"), answer_key(f"{b}-{a}"))
         assert answer_key(rf"\max({a},{b})") not in (answer_key(a), answer_key(b))
+        for x, y in ((a, b), (b, a)):
+            assert answer_key(rf"\sqrt{{{x}^2{y}}}") not in (answer_key(rf"{x}\sqrt{{{y}}}"), answer_key(rf"-{x}\sqrt{{{y}}}"))
 
 
 @pytest.mark.parametrize("letter", LETTERS)
@@ -253,10 +261,35 @@ def test_an_equation_of_matrices_is_opaque_and_no_crash(answer):
         ("x>1, y>2", "x>2, y>1"), (r"\lceil n/2\rceil", r"\lfloor n/2\rfloor+1"), ("0.(3)", "0.(6)"), ("6:08", "3:04"),
         (r"x=1,y=2 \text{ or } x=2,y=1", r"x=1,y=1 \text{ or } x=2,y=2"),
         (r"\sqrt{x-3}+\sqrt{y}=5", r"\sqrt{x-3}+\sqrt{y}=7"), ("x=x", "x"),
+        (r"\{x \in \mathbb{Z} : x > 2\}", "x > 2"), (r"x > 2, x \in \mathbb{Z}", "x > 2"), (r"\{x : y > 2\}", "y > 2"),
+        (r"\{x : a < x < b\}", r"\{b : a < x < b\}"), (r"\{x \in \mathbb{Z}^+ : x < 3\}", r"\{x \in \mathbb{Z} : x < 3\}"),
+        ("(x,y)=(1,2)", "(y,x)=(1,2)"), ("a:b=1:2", "b:a=1:2"), (r"(x,y) \in \{(1,2),(3,4)\}", r"(y,x) \in \{(1,2),(3,4)\}"),
+        ("P(2)=3", "3"), ("P(2)=3", "1.5"), ("f(2)=3", "3"), ("f^{-1}(2)=3", "f^{-1}(1)=1.5"), ("f(2)=3, 4", "3, 4"),
+        (r"x<1 \text{ and } x>3", r"x<1 \text{ or } x>3"), (r"x<1 \text{ and } x>3", r"x<1 \text{ and } x>4"),
+        ("xy=x", "y=1"), ("xy=2", "y=1/x"), (r"\text{June 20}", r"\text{June 21}"), ("June 20", "20"), ("3 rs", "3"),
     ],
 )  # fmt: skip
 def test_what_was_once_wrongly_equal_differs(a, b):
     assert answer_key(a) != answer_key(b)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the answer", "your answer here", "[answer]", "<your answer>", r"\text{final answer}", "insert the final answer here",
+        "your_answer", "the solution", "Not applicable", "NA", "n.a.", "unknown", "I don't know", "(?)", "--", "___", "[ ]", "!",
+    ],
+)  # fmt: skip
+def test_a_stand_in_for_an_answer_is_no_vote(text):
+    assert answer_key(text) is None
+    assert extract(rf"\boxed{{{text}}}", Answer(format="boxed")) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["none of the above", "no solution", "undefined", "Na", "cannot be determined", "all of the above", "sodium"]
+)
+def test_words_that_sound_like_one_may_be_the_answer(text):
+    assert not is_opaque(answer_key(text))
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,13 @@ class Expressions(Brackets):
             sign = self.take().value
             term = self.term()
             terms.append(term if sign == "+" else ({"-": "neg", "±": "pm", "∓": "mp"}[sign], term))
+        tree = terms[0] if len(terms) == 1 else ("add", tuple(terms))
+        if self.token[:2] in (("cmd", "over"), ("cmd", "choose")):  # 3 \over 4 takes all that stands on either side
+            over = self.take().value == "over"
+            below = self.expression()
+            tree = ("mul", (tree,), (below,)) if over else ("fn", "binom", (tree, below))
         self.depth -= 1
-        return terms[0] if len(terms) == 1 else ("add", tuple(terms))
+        return tree
 
     def term(self) -> Tree:
         signs: list[str] = []

@@ -14,13 +14,14 @@ from jaxselftrain.answers.arithmetic import Budget
 from jaxselftrain.answers.parser import parse
 from jaxselftrain.answers.statements import tree_key
 from jaxselftrain.answers.tokens import MAX_PARSED, Nothing, Strange
-from jaxselftrain.answers.words import choice, has_control_characters, is_placeholder, is_words, normal, words_key
+from jaxselftrain.answers.words import choice, date, has_control_characters, is_placeholder, is_words, normal, words_key
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,299})", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2})(:\d\d)?(?:\s|\\[ ,;~]|~)*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\s*\}?\.?", re.ASCII)
 _TIME = re.compile(r"(\d{1,2}):(0[1-9])", re.ASCII)  # 6:08 is no ratio
 _HEX = re.compile(r"0[xXbBoO][0-9A-Fa-f]+")
-_TRAILING = re.compile(r"(?:(?<!\\)[,;:\s])*(?:(?<![.\\])\.)?\Z")  # but not the comma of a thin space, nor "3.14..."
+# A line's end, commas, a full stop; but not the comma of a thin space, nor "3.14...".
+_TRAILING = re.compile(r"(?:(?<!\\)[,;:\s])*(?:(?<![.\\])\.)?(?:(?<!\\)\\{1,2}\s*)?\Z")
 
 
 def answer_key(answer: str) -> str | None:
@@ -52,6 +53,9 @@ def answer_key(answer: str) -> str | None:
         time = _TIME.fullmatch(text)
         if time is not None:
             return f"q:{int(time[1])}:{time[2]}"
+        day = date(text) if len(text) < 60 else None
+        if day is not None:
+            return "t:" + day
         if is_words(text):
             return words_key(text)
         if _HEX.fullmatch(text):

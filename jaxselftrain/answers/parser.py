@@ -4,7 +4,7 @@ Scalars: ("num", Fraction), ("sym", name), ("const", "pi" | "e" | "i" | "inf"), 
 ("mul", factors, divisors), ("pow", a, b), ("fn", name, args), ("app", name, args) for an unknown function, ("deg", a),
 ("pm", a) and ("mp", a) for ±a and ∓a. Others: ("tuple", items), ("set", items), ("interval", low, high, closed, closed),
 ("setop", cup | cap | setminus, a, b), ("reals",), ("matrix", rows), ("ratio", parts), ("text", words),
-("rel", sides, operators), ("list", items, separators).
+("rel", sides, operators), ("list", items, separators), ("builder", name, set that it ranges over, condition).
 
 The readers are layered: atoms.py, expressions.py and, here, lists of relations.
 """
@@ -15,12 +15,14 @@ import re
 from fractions import Fraction
 from typing import Any, Final
 
+from jaxselftrain.answers.atoms import number_set
 from jaxselftrain.answers.expressions import Expressions
 from jaxselftrain.answers.tokens import Nothing, Strange, tokens
 
 Tree = tuple[Any, ...]
 
 RELATIONS: Final = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "equiv"})
+_IN_NUMBERS: Final = frozenset({"+", "-", "*", "/", "^", "{", "}", "frac", "sqrt"})
 _BASED = re.compile(r"\(?([0-9A-Za-z]{1,60})\)?_(?:\{(?:\\text\{)?\s*([0-9a-z]{1,8})\}?\}|([0-9]{1,2}))")
 _BASES: Final = {
     "two": 2,
@@ -80,6 +82,8 @@ class _Statements(Expressions):
         while self.token.kind == "op" and self.token.value in RELATIONS:
             operators.append(self.take().value)
             sides.append(self.side())
+            if operators[-1] == "in" and sides[-1][0] == "sym" and sides[-1][1] in ("Z", "N", "Q", "R", "C"):
+                sides[-1] = number_set(sides[-1][1])  # k ∈ Z, in whatever font
             if operators[-1] == "equiv":
                 if sides[-1][:2] == ("fn", "mod"):  # a = b mod n, without brackets
                     sides[-1:] = sides[-1][2]
@@ -95,7 +99,8 @@ class _Statements(Expressions):
         self.take()
         while (self.token.kind == "op" and self.token.value in ("^", "{", "-", "'", "}", "_")) or self.token.kind == "num":
             self.take()
-        inverse = "".join(t.value for t in self.found[start + 1 : self.index])
+        after = self.index
+        inverse = "".join(t.value for t in self.found[start + 1 : after])
         names = []
         while self.token.value in ("(", ",") and self.found[self.index + 1].kind == "sym":
             names.append(self.found[self.index + 1].value)
@@ -103,8 +108,21 @@ class _Statements(Expressions):
             self.take()
         if names and self.take().value == ")" and self.token.value == "=":
             return ("app", token.value + inverse, tuple(("sym", name) for name in names))
+        self.back_to(after)
+        if inverse.strip("'") in ("", "^{-1}", "^-1") and self.at_number():  # P(2) = 3 is no statement about 2P
+            self.take()
+            return ("app", token.value + inverse, self.arguments(")"))
         self.back_to(start)
         return None
+
+    def at_number(self) -> bool:
+        """Whether a bracket with nothing but a number in it comes next, and then an equals sign. Nothing is read."""
+        if self.token.value != "(" or self.token.spaced:
+            return False
+        at = self.index + 1
+        while self.found[at].kind in ("num", "const") or self.found[at].value in _IN_NUMBERS:
+            at += 1
+        return at > self.index + 1 and [token.value for token in self.found[at : at + 2]] == [")", "="]
 
     def modulus(self) -> Tree:
         r"""What follows \pmod, (mod or \mod; a congruence without one is strange."""
@@ -154,10 +172,10 @@ class _Statements(Expressions):
             self.expect(r"\}")
             if condition[0] != "rel" and condition[0] != "list":
                 raise Strange("set")
-            name = first[1][0] if first[0] == "rel" and first[2] == ("in",) else first
+            name, ranges = first[1] if first[0] == "rel" and first[2] == ("in",) else (first, ("reals",))
             if name[0] != "sym":
                 raise Strange("set")
-            return condition
+            return ("builder", name[1], ranges, condition)
         items = [first]
         while self.token.value in (",", ";"):
             self.take()

@@ -119,7 +119,8 @@ NOT_UNITS: Final = frozenset(
     "thousandth thousandths below above negative times am pm mod base about approximately nearly almost between from "
     "until plus minus divided import exec eval open".split()
 )
-CURRENCIES: Final = frozenset({r"\$", "$", "€", "£", "USD", "Rs.", "Rs. ", "US\\$"})
+CURRENCIES: Final = frozenset("$ € £ ¥ ₹ USD EUR GBP INR JPY CNY Rs US$ CA$ A$".split())
+CURRENCY_CODES: Final = frozenset("USD EUR GBP INR JPY CNY Rs".split())  # in this case only: rs is a product
 PERCENT: Final = frozenset({"percent", "percents", "per cent", "pct"})
 DEGREES: Final = frozenset({"degree", "degrees", "deg"})
 

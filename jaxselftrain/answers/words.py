@@ -11,15 +11,32 @@ from jaxselftrain.answers.tokens import Strange, kind_of_run
 
 MAX_CHARACTERS: Final = 10_000  # a longer answer keeps its exact text: normalising some Unicode texts takes quadratic time
 
+# Stand-ins for an answer, once . and ? and brackets around them are gone; "none of the above" and "no solution" are answers.
 _PLACEHOLDERS: Final = frozenset(
-    {"", "n/a", "nan", "none", "null", "answer", "your answer", "final answer", r"\ldots", r"\dots", r"\cdots"}
-)  # once . and ? are gone
+    {"", "n/a", "n.a", "nan", "none", "null", "not applicable", "not available", "unknown", "tbd", "todo", "placeholder", "blank"}
+    | {"no answer", "not given", "not provided", "not specified", "not sure", "unsure", "idk", "not known", "no idea"}
+    | {"i don't know", "i do not know", "don't know", "cannot answer", r"\ldots", r"\dots", r"\cdots", r"\square", r"\box"}
+)
+_OF_TEMPLATES = re.compile(  # what is meant to be replaced: your answer, the final answer, insert answer here
+    r"(?:(?:insert|put|write|enter|place|fill in|the|your|my|final|correct|exact|numerical|numeric) )*"
+    r"(?:answer|result|solution)(?: (?:goes )?here)?"
+)
 _WRAPPERS = re.compile(
     r"\$\$(?P<a>[^$]*)\$\$|\$(?P<b>[^$]*)\$|\\\((?P<c>(?:(?!\\[()]).)*)\\\)|\\\[(?P<d>(?:(?!\\[\[\]]).)*)\\\]"
     r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boxed|fbox)\s*\{(?P<e>[^{}]*)\}|\*\*(?P<f>[^*]*)\*\*|`(?P<g>[^`]*)`"
 )
 _PHRASE = re.compile(r"[^\W\d_](?:[^\W\d_]|[ ,;:.!?'’()/-])*")
 _RUN = re.compile(r"[^\W\d_]+")
+_MONTHS: Final = {
+    name[:3]: name for name in "january february march april may june july august september october november december".split()
+}
+_DATE = re.compile(
+    r"(?:(?P<a>[a-z]{3,9})\.?(?: (?P<d>[0-3]?[0-9])(?:st|nd|rd|th)?)?"
+    r"|(?:the )?(?P<e>[0-3]?[0-9])(?:st|nd|rd|th)?(?: of)? (?P<b>[a-z]{3,9}))(?:,? (?P<y>[12][0-9]{3}))?",
+    re.ASCII,
+)
+_MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mbox)\b|[{}^]|\\(?=[ ,;])")
+_PUNCTUATION = re.compile(r"[!-/:-@\[\]^-`{-~\s]*")  # no backslash: \{\} is a set
 _CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]")
 
 
@@ -42,7 +59,13 @@ def normal(text: str) -> str:
 
 def is_placeholder(text: str) -> bool:
     """Whether normalised text is empty or a stand-in for an answer."""
-    return len(text) < 20 and text.casefold().strip(" .?") in _PLACEHOLDERS
+    if len(text) > 50:
+        return False
+    bare = text.strip(" .?_").removesuffix(r"\\")
+    if bare in ("NA", "na") or _PUNCTUATION.fullmatch(bare):  # but not Na, which is sodium, or N times a
+        return True
+    words = " ".join(re.split(r"[\s_-]+", (bare.strip("<>[](){}*!:. ?_-") or bare).replace("’", "'").casefold())).strip()
+    return words in _PLACEHOLDERS or _OF_TEMPLATES.fullmatch(words) is not None
 
 
 def has_control_characters(text: str) -> bool:
@@ -52,6 +75,18 @@ def has_control_characters(text: str) -> bool:
     return any(
         c not in "\t\r\n\ufeff" and (c == "\ufffd" or unicodedata.category(c)[0] == "C") for c in text if not " " <= c <= "~"
     )
+
+
+def date(text: str) -> str | None:
+    """A day such as June 20, 20th of June or Jun. 20, 2021, or a month of a year, in one spelling; None for other text."""
+    found = _DATE.fullmatch(" ".join(_MARKUP.sub("", text).replace("~", " ").strip(" .").casefold().split()))
+    month = None if found is None else _MONTHS.get((found["a"] or found["b"])[:3])
+    if found is None or month is None or not month.startswith(found["a"] or found["b"]):
+        return None
+    day = found["d"] or found["e"]
+    if day is None and found["y"] is None:
+        return None  # a name
+    return " ".join([month, *([] if day is None else [str(int(day))]), *([] if found["y"] is None else [found["y"]])])
 
 
 def choice(text: str) -> str | None:

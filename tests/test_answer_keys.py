@@ -1,14 +1,18 @@
 """Keys against labelled cases: equal and unequal pairs, hostile completions, triples, groups of spellings, the doc's table."""
 
+import inspect
 import json
 import resource
+import sys
+import threading
 import time
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from jaxselftrain.answers import answer_key, extract, is_opaque, matches
+from jaxselftrain.answers import answer_key, extract, is_opaque, keys, matches
+from jaxselftrain.answers.evaluate import POINTS, point
 from jaxselftrain.config import Answer
 
 DATA = Path(__file__).parent / "data"
@@ -220,8 +224,16 @@ def test_every_two_variables_are_met_in_both_orders_and_signs():
     for a, b in combinations(LETTERS, 2):
         assert answer_key(f"|{a}-{b}|") not in (answer_key(f"{a}-{b}"), answer_key(f"{b}-{a}"))
         assert answer_key(rf"\max({a},{b})") not in (answer_key(a), answer_key(b))
-        for x, y in ((a, b), (b, a)):
-            assert answer_key(rf"\sqrt{{{x}^2{y}}}") not in (answer_key(rf"{x}\sqrt{{{y}}}"), answer_key(rf"-{x}\sqrt{{{y}}}"))
+        signs = {(point(a, k) > 0, point(b, k) > 0) for k in range(POINTS)}
+        assert len(signs) == 4, (a, b)
+
+
+@pytest.mark.parametrize("a, b", ["xy", "yx", "ab", "nk", "rs", ("x_1", "x_2"), (r"\alpha", r"\beta"), ("x", r"\theta")])
+def test_a_root_of_a_product_is_no_product_with_a_root(a, b):
+    keys = [
+        answer_key(text.replace("@", a).replace("%", b)) for text in (r"\sqrt{@^2%}", r"@\sqrt{%}", r"-@\sqrt{%}", r"|@|\sqrt{%}")
+    ]
+    assert keys[0] == keys[3] and len(set(keys)) == 3
 
 
 @pytest.mark.parametrize("letter", LETTERS)
@@ -301,3 +313,34 @@ def test_work_is_bounded_where_nothing_is_charged_by_arithmetic(text):
     started = time.process_time()
     answer_key(text)
     assert time.process_time() - started < 0.5
+
+
+DEEP = (
+    "5", "x = 5", r"\frac{1}{2}", r"\sqrt{" * 19 + "x" + "}" * 19, "1<" + r"\frac{" * 19 + "x" + "}{2}" * 19, "(" * 60,
+    "0" + r"\cup(1,2)" * 60, "1 mod " * 190 + "2", r"\sin" * 39 + "x", r"\text{June 20}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [100, 480, 520, 700, 900])
+def test_keys_are_the_same_however_deep_the_callers_stack_is(depth):
+    def at(frames, text):
+        return answer_key(text) if frames <= 0 else at(frames - 1, text)
+
+    here = len(inspect.stack(0))
+    assert [at(depth - here, text) for text in DEEP] == [answer_key(text) for text in DEEP]
+
+
+def test_reading_stays_far_below_the_frames_that_are_kept_for_it():
+    """With as few as are kept no text may need its own stack, nor more than Python's limit on it."""
+    limit = sys.getrecursionlimit()
+    texts = [text for text in (*DEEP, *COSTLY.values()) if len(text) <= 1000]
+    wanted = [answer_key(text) for text in texts]
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(keys._read_key(keys.normal(text)) for text in texts))
+    try:
+        sys.setrecursionlimit(keys.FRAMES - 50)
+        thread.start()
+        thread.join()
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found == wanted

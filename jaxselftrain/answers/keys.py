@@ -9,6 +9,11 @@ before each step, by counts and not by the clock.
 from __future__ import annotations
 
 import re
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
 
 from jaxselftrain.answers.arithmetic import Budget
 from jaxselftrain.answers.parser import parse
@@ -16,6 +21,7 @@ from jaxselftrain.answers.statements import tree_key
 from jaxselftrain.answers.tokens import MAX_PARSED, Nothing, Strange
 from jaxselftrain.answers.words import choice, date, has_control_characters, is_placeholder, is_words, normal, words_key
 
+FRAMES: Final = 500  # more than reading any answer takes: the depth of what is read is bounded, 281 is the most seen
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,299})", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2})(:\d\d)?(?:\s|\\[ ,;~]|~)*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\s*\}?\.?", re.ASCII)
 _TIME = re.compile(r"(\d{1,2}):(0[1-9])", re.ASCII)  # 6:08 is no ratio
@@ -46,6 +52,11 @@ def answer_key(answer: str) -> str | None:
     letter = choice(text)
     if letter is not None and letter not in "ei":
         return "t:" + letter
+    return _read_key(text) if _has_room() else _on_a_stack_of_its_own(_read_key, text)
+
+
+def _read_key(text: str) -> str | None:
+    """The key of normalised text that needs reading. It takes some hundred frames of Python's stack at most."""
     try:
         clock = _CLOCK.fullmatch(text) if len(text) < 40 else None
         if clock is not None:
@@ -65,6 +76,32 @@ def answer_key(answer: str) -> str | None:
         return None
     except Strange:
         return "o:" + text
+
+
+def _has_room() -> bool:
+    """Whether the caller has left as many frames as reading may take: Python allows 1,000 in all."""
+    try:
+        sys._getframe(max(sys.getrecursionlimit() - FRAMES, 0))
+    except ValueError:
+        return True
+    return False
+
+
+def _on_a_stack_of_its_own(read: Callable[[str], str | None], text: str) -> str | None:
+    """read(text) in a new thread, whose stack is empty; opaque where the recursion limit was set too low even for that.
+
+    In advance, not when the stack is full: an error inside mpmath could leave a precision changed.
+    """
+    found: list[str | None] = ["o:" + text]
+
+    def run() -> None:
+        with suppress(RecursionError):
+            found[0] = read(text)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
 
 
 def is_opaque(key: str) -> bool:

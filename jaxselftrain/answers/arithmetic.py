@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
 MAX_BITS: Final = 65_536  # of one exact integer: 5,000! has 54,000
-MAX_WORK: Final = 130_000  # about microseconds
+MAX_WORK: Final = 50_000  # about microseconds
 MAX_LOG: Final = 20_000  # of a many-digit number, either way: e^20000
 GAMMA_DIGITS: Final = 200  # the gamma function's tables for more cost a second
 
@@ -128,7 +128,7 @@ class Arithmetic:
     def _charge_exact(self, size: int) -> None:
         if size > 2 * MAX_BITS:
             raise TooLarge("digits")
-        self.budget.spend(2 + (size >> 7) * (size >> 7) // 250)
+        self.budget.spend(3 + (size >> 7) * (size >> 7) // 250)
 
     def neg(self, a: Any) -> Any:
         return self.mul(Fraction(-1), a)

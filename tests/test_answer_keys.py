@@ -16,7 +16,7 @@ from jaxselftrain.answers.evaluate import POINTS, point
 from jaxselftrain.config import Answer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
-from texts import SLOW  # noqa: E402
+from texts import SLOW
 
 DATA = Path(__file__).parent / "data"
 DOC = Path(__file__).parents[1] / "docs" / "voter.md"
@@ -30,12 +30,18 @@ CASES = rows("equivalence_cases.jsonl")
 HOSTILE = rows("hostile_answers.jsonl")
 TRIPLES = rows("nontransitive_triples.jsonl")
 GROUPS = rows("equal_answers.jsonl")
+PAIRS = rows("labelled_pairs.jsonl")  # labelled by mathematics and the policy before they were run
 
 
 def test_at_least_98_percent_of_the_cases_are_right_and_nothing_is_wrongly_equal():
     wrong = [case for case in CASES if matches(case["a"], case["b"]) != case["equal"]]
     assert [case["id"] for case in wrong if case["basis"] == "math" and not case["equal"]] == []
     assert len(wrong) <= 0.02 * len(CASES), wrong
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair['a']} {'=' if pair['equal'] else '!='} {pair['b']}")
+def test_labelled_pairs_match_as_they_should(pair):
+    assert matches(pair["a"], pair["b"]) == matches(pair["b"], pair["a"]) == pair["equal"]
 
 
 def test_matching_is_symmetric():

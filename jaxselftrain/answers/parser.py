@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from jaxselftrain.answers.atoms import number_set
 from jaxselftrain.answers.expressions import Expressions
+from jaxselftrain.answers.tables import ANY_INTEGER, IS_INTEGER, WHERE
 from jaxselftrain.answers.tokens import Nothing, Strange, tokens
 
 Tree = tuple[Any, ...]
@@ -65,17 +66,52 @@ class _Statements(Expressions):
 
     def statements(self) -> Tree:
         items, separators = [self.relation()], []
-        while self.token.value in (",", ";", "and", "or", "logical and", "logical or"):
-            separator = self.take().value
-            if separator in (",", ";") and self.token.value in ("and", "or"):
+        while True:
+            if self.token.value in (",", ";", "and", "or", "logical and", "logical or"):
                 separator = self.take().value
-            if self.token.kind == "":
-                if separator in (",", ";"):
-                    break
-                raise Strange(separator)
+                if separator in (",", ";") and self.token.value in ("and", "or"):
+                    separator = self.take().value
+                if self.token.kind == "":
+                    if separator in (",", ";"):
+                        break
+                    raise Strange(separator)
+                items.append(self.declaration() or self.relation())
+            elif declared := self.declaration():
+                separator = ","
+                items.append(declared)
+            else:
+                break
             separators.append(separator)
-            items.append(self.relation())
         return items[0] if len(items) == 1 else ("list", tuple(items), tuple(separators))
+
+    def declaration(self) -> Tree | None:
+        r"""(k \in \mathbb{Z}), where k \in Z, for any integer k, k is an integer: what a variable ranges over; else nothing."""
+        start, bracket = self.index, self.token.value == "("
+        if bracket:
+            self.take()
+        words = self.phrase()
+        integers = words in ANY_INTEGER
+        if self.token.kind == "sym" and (
+            bracket or integers or words in WHERE or (words == "" and self.found[start - 1].value == ",")
+        ):
+            name = ("sym", self.take().value)
+            if not integers and self.token.value == "in":
+                self.take()
+                numbers = self.side()
+                integers = numbers == ("numbers", "Z") or numbers == ("sym", "Z")
+            elif not integers:
+                integers = self.phrase() in IS_INTEGER
+            if integers and (not bracket or self.take().value == ")"):
+                return ("rel", (name, ("numbers", "Z")), ("in",))
+        self.back_to(start)
+        return None
+
+    def phrase(self) -> str:
+        """The words that come next, in \\text{} or bare."""
+        words = []
+        while self.token.kind in ("text", "word"):
+            words.append(self.take().value.removeprefix("text:").removeprefix("mathrm:").casefold())
+        return " ".join(" ".join(words).split()).strip(" ,")
 
     def relation(self) -> Tree:
         sides, operators = [self.defined() or self.side()], []

@@ -12,7 +12,7 @@ from jaxselftrain.answers.evaluate import holds, variables
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import intersection, region, region_key, set_key, symbolic_key
 from jaxselftrain.answers.relations import MIRROR, constraints_key, equation_key, inequality, is_inequality
-from jaxselftrain.answers.scalars import is_scalar, scalar_key, signed
+from jaxselftrain.answers.scalars import infinite, is_scalar, scalar_key, signed
 from jaxselftrain.answers.tokens import Strange
 from jaxselftrain.answers.words import words_key
 
@@ -23,7 +23,7 @@ def tree_key(tree: Tree, budget: Budget) -> str:
         return _list_key(tree[1], tree[2], budget)
     if tree[0] == "set":
         key = set_key(_keys(tree[1], budget))
-        return "s:{s:{}}" if key == "s:{}" and tree[1] else key  # the set of the empty set is not empty
+        return f"s:{{{key}}}" if len(tree[1]) == 1 and tree[1][0][0] == "set" else key
     trees = signed(tree)
     if len(trees) > 1:
         return set_key([tree_key(one, budget) for one in trees])
@@ -58,6 +58,9 @@ def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budg
     if 0 < len(kept) < len(items):
         declared = [found for found in map(domain, items) if found is not None]
         return _declared_key(kept, separators[: len(kept) - 1], dict(declared), budget)
+    if items[0][0] == "rel" and items[0][2] == ("!=",) and set(separators) <= {",", "and"} and all(map(is_scalar, items[1:])):
+        items = (items[0], *(("rel", (items[0][1][0], item), ("!=",)) for item in items[1:]))  # x \neq 1, 2
+        separators = ("and",) * len(separators)
     if any(is_inequality(item) for item in items) or are_intervals(items):
         found = region_of(items, set(separators), budget)
         if found is not None:
@@ -83,8 +86,13 @@ def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budg
 
 
 def _keys(items: Iterable[Tree], budget: Budget) -> list[str]:
-    """The keys of a list's items, of which ± makes two."""
-    return [tree_key(one, budget) for item in items for one in signed(item)]
+    """The keys of a list's items, of which ± makes two, and a set stays one: {1, {2}} is not {1, 2}, nor {{}} empty."""
+    return [_element_key(one, budget) for item in items for one in signed(item)]
+
+
+def _element_key(tree: Tree, budget: Budget) -> str:
+    key = tree_key(tree, budget)
+    return f"s:{{{key}}}" if tree[0] == "set" and (key == "s:{}" or not key.startswith("s:{")) else key
 
 
 def _declared_key(items: tuple[Tree, ...], separators: tuple[str, ...], declared: dict[str, str], budget: Budget) -> str:
@@ -116,19 +124,15 @@ def _builder_key(name: str, ranges: Tree, condition: Tree, budget: Budget) -> st
 def _ratio_key(parts: tuple[Tree, ...], budget: Budget) -> str:
     """3:4 in lowest terms; what may be a time of day (12:00) as it stands."""
     keys = [scalar_key(part, budget) for part in parts]
-    values = [
-        Fraction(key[2:]) if key.startswith("n:") and key[2:] not in ("inf", "-inf") and "#" not in key else None for key in keys
-    ]
-    if any(value is None for value in values):
+    if any(variables(part) for part in parts) or not all(key[:2] in ("n:", "r:") for key in keys):
         return f"q:{':'.join(keys)}"
-    numbers = [value for value in values if value is not None]
-    clock = len(numbers) == 2 and all(v.denominator == 1 for v in numbers) and 0 <= numbers[0] <= 24 and 0 <= numbers[1] < 60
-    if clock and (numbers[1] >= 10 or numbers[1] == 0):
-        return f"q:{numbers[0]}:{numbers[1]}"
-    scale = next((value for value in numbers if value), None)
-    if scale is None:
+    clock = len(keys) == 2 and all(key[2:].isdigit() and key[:2] == "n:" for key in keys) and len(keys[0]) < 5 > len(keys[1])
+    if clock and int(keys[0][2:]) <= 24 and (10 <= int(keys[1][2:]) < 60 or keys[1] == "n:0"):
+        return f"q:{keys[0][2:]}:{keys[1][2:]}"
+    first = next((part for part, key in zip(parts, keys, strict=True) if key != "n:0"), None)
+    if first is None or any(map(infinite, parts)):
         raise Strange("ratio")
-    return "q:" + ":".join(str(value / scale) for value in numbers)
+    return "q:" + ":".join(scalar_key(("mul", (part,), (first,)), budget).removeprefix("n:") for part in parts)
 
 
 # -------------------------------------------------------------------------------------------------------------- relations

@@ -35,6 +35,7 @@ _DATE = re.compile(
     r"|(?:the )?(?P<e>[0-3]?[0-9])(?:st|nd|rd|th)?(?: of)? (?P<b>[a-z]{3,9}))(?:,? (?P<y>[12][0-9]{3}))?",
     re.ASCII,
 )
+_ORDINAL = re.compile(r"[0-9]*(?:1 ?st|2 ?nd|3 ?rd|[0-9] ?th)", re.ASCII)
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mbox)\b|[{}^]|\\(?=[ ,;])")
 _PUNCTUATION = re.compile(r"[!-/:-@\[\]^-`{-~\s]*")  # no backslash: \{\} is a set
 _CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]")
@@ -78,8 +79,11 @@ def has_control_characters(text: str) -> bool:
 
 
 def date(text: str) -> str | None:
-    """A day such as June 20, 20th of June or Jun. 20, 2021, or a month of a year, in one spelling; None for other text."""
-    found = _DATE.fullmatch(" ".join(_MARKUP.sub("", text).replace("~", " ").strip(" .").casefold().split()))
+    """A day such as June 20, 20th of June or Jun. 20, 2021, a month of a year, or 5th, in one spelling; None for other text."""
+    plain = " ".join(_MARKUP.sub("", text).replace("~", " ").strip(" .").casefold().split())
+    if _ORDINAL.fullmatch(plain):
+        return plain.replace(" ", "")
+    found = _DATE.fullmatch(plain)
     month = None if found is None else _MONTHS.get((found["a"] or found["b"])[:3])
     if found is None or month is None or not month.startswith(found["a"] or found["b"]):
         return None

@@ -34,11 +34,14 @@ def answer_key(answer: str) -> str | None:
     r"""The canonical key of an answer, or None when it is no answer at all. docs/voter.md has the policy with examples.
 
     The kind stands before the first colon: n (exact real), r and c (real and complex to 100 digits), f (function), t (words,
-    letters), p (tuple, open interval), I (other sets of reals), s (set, list), a (named values), e and i (equation,
-    inequality up to scale), m (matrix), q (ratio), mod (congruence), and o: opaque, the answer's exact text, when it is
-    not read as mathematics or words, or is too long, too deep or too large to compute.
+    letters, dates), p (tuple, open interval), I (other sets of reals), z (integers without end), u (union with ends that are
+    no numbers), b (set whose condition is not on its variable alone), s (set, list), L (conditions that are no one set), a
+    (named values), e and i (equation, inequality up to scale), m (matrix), q (ratio, time of day), mod (congruence), and o:
+    opaque, the answer's exact text, when it is not read as mathematics or words, or is too long, too deep or too large to
+    compute.
 
-    None: empty, placeholders ("?", "...", "N/A", "nan", "none", the word "answer"), control characters, 1/0.
+    None: empty, placeholders ("?", "...", "N/A", "nan", "none", "the answer", "unknown"), control characters, 1/0. Raises
+    nothing, whatever the text and however deep the caller's stack is (up to some dozen frames below Python's limit).
     """
     if _INTEGER.fullmatch(answer):
         return "n:0" if answer == "-0" else "n:" + answer

@@ -22,8 +22,9 @@ def tree_key(tree: Tree, budget: Budget) -> str:
     if tree[0] == "list":
         return _list_key(tree[1], tree[2], budget)
     if tree[0] == "set":
-        key = set_key(_keys(tree[1], budget))
-        return f"s:{{{key}}}" if len(tree[1]) == 1 and tree[1][0][0] == "set" else key
+        keys = _keys(tree[1], budget)
+        of_a_set = len(set(keys)) == 1 and tree[1][0][0] == "set"
+        return f"s:{{{keys[0]}}}" if of_a_set else set_key(keys)
     trees = signed(tree)
     if len(trees) > 1:
         return set_key([tree_key(one, budget) for one in trees])

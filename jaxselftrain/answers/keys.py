@@ -19,7 +19,7 @@ from jaxselftrain.answers.arithmetic import Budget
 from jaxselftrain.answers.parser import parse
 from jaxselftrain.answers.statements import tree_key
 from jaxselftrain.answers.tokens import MAX_PARSED, Nothing, Strange
-from jaxselftrain.answers.words import choice, date, has_control_characters, is_placeholder, is_words, normal, words_key
+from jaxselftrain.answers.words import choice, date, has_control_characters, is_code, is_placeholder, is_words, normal, words_key
 
 FRAMES: Final = 500  # more than reading any answer takes: the depth of what is read is bounded, 281 is the most seen
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,299})", re.ASCII)
@@ -70,7 +70,7 @@ def _read_key(text: str) -> str | None:
         day = date(text) if len(text) < 60 else None
         if day is not None:
             return "t:" + day
-        if is_words(text):
+        if is_words(text) or is_code(text):
             return words_key(text)
         if _HEX.fullmatch(text):
             raise Strange(text)

@@ -24,6 +24,7 @@ _OF_TEMPLATES = re.compile(  # what is meant to be replaced: your answer, the fi
 _WRAPPERS = re.compile(
     r"\$\$(?P<a>[^$]*)\$\$|\$(?P<b>[^$]*)\$|\\\((?P<c>(?:(?!\\[()]).)*)\\\)|\\\[(?P<d>(?:(?!\\[\[\]]).)*)\\\]"
     r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boxed|fbox)\s*\{(?P<e>[^{}]*)\}|\*\*(?P<f>[^*]*)\*\*|`(?P<g>[^`]*)`"
+    r"|\*(?P<h>[^*]+)\*|__(?P<i>[^_]+)__|\"(?P<j>[^\"]+)\"|“(?P<k>[^“”]+)”"
 )
 _PHRASE = re.compile(r"[^\W\d_](?:[^\W\d_]|[ ,;:.!?'’()/-])*")
 _RUN = re.compile(r"[^\W\d_]+")
@@ -38,6 +39,7 @@ _DATE = re.compile(
 _ORDINAL = re.compile(r"[0-9]*(?:1 ?st|2 ?nd|3 ?rd|[0-9] ?th)", re.ASCII)
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mbox)\b|[{}^]|\\(?=[ ,;])")
 _PUNCTUATION = re.compile(r"[!-/:-@\[\]^-`{-~\s]*")  # no backslash: \{\} is a set
+_VERDICTS: Final = frozenset({"yes", "no", "true", "false", "odd", "even"})
 _CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]")
 
 
@@ -49,9 +51,9 @@ def normal(text: str) -> str:
         # NFKC turns 2⁵ into 25 and ½ into 1⁄2: with such a character in it, the text keeps its own form.
         raised = any(unicodedata.decomposition(c).startswith(("<super>", "<sub>", "<fraction>")) for c in text if c > "\x7f")
         text = unicodedata.normalize("NFC" if raised else "NFKC", text).replace("\ufeff", "")
-    text = " ".join(text.split())
+    text = " ".join(text.replace("&nbsp;", " ").split())
     for _ in range(4):  # $\text{(B)}$ has three; more is somebody's joke
-        inside = _WRAPPERS.fullmatch(text) if text[:1] in "$\\*`" else None
+        inside = _WRAPPERS.fullmatch(text) if text[:1] in '$\\*`_"“' else None
         if inside is None:
             break
         text = next(group for group in inside.groups() if group is not None).strip()
@@ -109,6 +111,11 @@ def is_words(text: str) -> bool:
     return any(kind_of_run(run) in ("word", "unit") and run.casefold() not in ("and", "or", "percent") for run in runs)
 
 
+def is_code(text: str) -> bool:
+    """Whether an answer is three capital letters or more: a ranking, a triangle, an abbreviation, but no product."""
+    return len(text) >= 3 and text.isascii() and text.isalpha() and text.isupper()
+
+
 def words_key(text: str) -> str:
     """The key of words: case and punctuation folded; a comma, "and", "or" separate names whose order is free."""
     if any(c > "\x7f" and c.isalpha() and not unicodedata.name(c, "").startswith("LATIN") for c in text):
@@ -118,7 +125,8 @@ def words_key(text: str) -> str:
     if len(text) == 1:
         return "t:" + text
     text = text.casefold().replace("’", "'")
-    parts = [" ".join(re.sub(r"[.!?()]", " ", part).split()) for part in re.split(r"[,;]|\band\b|\bor\b", text)]
-    if len(parts) == 1 or not all(parts) or any(part.count(" ") > 1 for part in parts):
+    parts = [" ".join(re.sub(r"[.!?()]", " ", part).split()) for part in re.split(r"[,;] *(?:and\b|or\b)?|\band\b|\bor\b", text)]
+    ordered = not _VERDICTS.isdisjoint(parts)  # "yes, no" answers two questions
+    if len(parts) == 1 or not all(parts) or any(part.count(" ") > 1 for part in parts) or ordered:
         return "t:" + " ".join(re.sub(r"[.!?(),;]", " ", text).split())
     return "s:{" + "|".join(sorted({"t:" + part for part in parts})) + "}"

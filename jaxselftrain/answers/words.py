@@ -36,9 +36,11 @@ _DATE = re.compile(
     r"|(?:the )?(?P<e>[0-3]?[0-9])(?:st|nd|rd|th)?(?: of)? (?P<b>[a-z]{3,9}))(?:,? (?P<y>[12][0-9]{3}))?",
     re.ASCII,
 )
+_MAYBE_DATE = re.compile(rf"{'|'.join(_MONTHS)}|st\b|nd\b|rd\b|th\b", re.IGNORECASE)
 _ORDINAL = re.compile(r"[0-9]*(?:1 ?st|2 ?nd|3 ?rd|[0-9] ?th)", re.ASCII)
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mbox)\b|[{}^]|\\(?=[ ,;])")
 _PUNCTUATION = re.compile(r"[!-/:-@\[\]^-`{-~\s]*")  # no backslash: \{\} is a set
+_DIGITS: Final = frozenset("0123456789")
 _VERDICTS: Final = frozenset({"yes", "no", "true", "false", "odd", "even"})
 _CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]")
 
@@ -62,7 +64,7 @@ def normal(text: str) -> str:
 
 def is_placeholder(text: str) -> bool:
     """Whether normalised text is empty or a stand-in for an answer."""
-    if len(text) > 50:
+    if len(text) > 50 or not _DIGITS.isdisjoint(text):
         return False
     bare = text.strip(" .?_").removesuffix(r"\\")
     if bare in ("NA", "na") or _PUNCTUATION.fullmatch(bare):  # but not Na, which is sodium, or N times a
@@ -82,6 +84,8 @@ def has_control_characters(text: str) -> bool:
 
 def date(text: str) -> str | None:
     """A day such as June 20, 20th of June or Jun. 20, 2021, a month of a year, or 5th, in one spelling; None for other text."""
+    if _DIGITS.isdisjoint(text) or _MAYBE_DATE.search(text) is None:
+        return None
     plain = " ".join(_MARKUP.sub("", text).replace("~", " ").strip(" .").casefold().split())
     if _ORDINAL.fullmatch(plain):
         return plain.replace(" ", "")

@@ -1,15 +1,22 @@
 """Keys against labelled cases: equal and unequal pairs, hostile completions, triples, groups of spellings, the doc's table."""
 
+import inspect
 import json
 import resource
+import sys
+import threading
 import time
 from itertools import combinations
 from pathlib import Path
 
 import pytest
 
-from jaxselftrain.answers import answer_key, extract, is_opaque, matches
+from jaxselftrain.answers import answer_key, extract, is_opaque, keys, matches
+from jaxselftrain.answers.evaluate import POINTS, point
 from jaxselftrain.config import Answer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
+from texts import SLOW
 
 DATA = Path(__file__).parent / "data"
 DOC = Path(__file__).parents[1] / "docs" / "voter.md"
@@ -23,12 +30,18 @@ CASES = rows("equivalence_cases.jsonl")
 HOSTILE = rows("hostile_answers.jsonl")
 TRIPLES = rows("nontransitive_triples.jsonl")
 GROUPS = rows("equal_answers.jsonl")
+PAIRS = rows("labelled_pairs.jsonl")  # labelled by mathematics and the policy before they were run
 
 
 def test_at_least_98_percent_of_the_cases_are_right_and_nothing_is_wrongly_equal():
     wrong = [case for case in CASES if matches(case["a"], case["b"]) != case["equal"]]
     assert [case["id"] for case in wrong if case["basis"] == "math" and not case["equal"]] == []
     assert len(wrong) <= 0.02 * len(CASES), wrong
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair['a']} {'=' if pair['equal'] else '!='} {pair['b']}")
+def test_labelled_pairs_match_as_they_should(pair):
+    assert matches(pair["a"], pair["b"]) == matches(pair["b"], pair["a"]) == pair["equal"]
 
 
 def test_matching_is_symmetric():
@@ -97,6 +110,13 @@ def test_hostile_completions_cost_little_and_count_as_wanted(case):
         "%5",
         r"\phantom{5}",
         r"7 \bmod 0",
+        r"\tan\frac{\pi}{2}",
+        r"\frac{\sin\pi}{\sin\pi}",
+        r"\frac{\sqrt2-\sqrt2}{\sin\pi}",
+        r"(\sin\pi)^{-1}\sin\pi",
+        r"\tan\frac{\pi}{2}\cot\frac{\pi}{2}",
+        r"\frac{x}{\sin^2x+\cos^2x-1}",
+        r"\begin{pmatrix}\frac{\sin\pi}{\sin\pi}\\1\end{pmatrix}",
     ],
 )
 def test_what_has_no_value_is_no_answer(text):
@@ -120,7 +140,6 @@ def test_what_has_no_value_is_no_answer(text):
         "5 or more",
         r"5\text{ if }x>0",
         r"1,2,\ldots,n",
-        r"\tan\frac{\pi}{2}",
         "5=5",
         "2+2=5",
         r"\mathbb{R}",
@@ -174,6 +193,17 @@ def test_an_answer_built_to_be_costly_is_not(name):
     assert time.process_time() - start < 0.5
 
 
+@pytest.mark.parametrize("name", SLOW)
+def test_the_fuzzers_slow_texts_take_little(name):
+    answer_key(r"\sqrt2")
+    seconds = []
+    for _ in range(3):  # the fastest: other processes share the cache
+        start = time.process_time()
+        answer_key(SLOW[name])
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.15  # 0.05 when nothing else runs
+
+
 def test_the_same_text_has_the_same_key_whatever_came_before():
     texts = [case["a"] for case in CASES]
     first = [answer_key(text) for text in texts]
@@ -214,6 +244,16 @@ def test_every_two_variables_are_met_in_both_orders_and_signs():
     for a, b in combinations(LETTERS, 2):
         assert answer_key(f"|{a}-{b}|") not in (answer_key(f"{a}-{b}"), answer_key(f"{b}-{a}"))
         assert answer_key(rf"\max({a},{b})") not in (answer_key(a), answer_key(b))
+        signs = {(point(a, k) > 0, point(b, k) > 0) for k in range(POINTS)}
+        assert len(signs) == 4, (a, b)
+
+
+@pytest.mark.parametrize("a, b", ["xy", "yx", "ab", "nk", "rs", ("x_1", "x_2"), (r"\alpha", r"\beta"), ("x", r"\theta")])
+def test_a_root_of_a_product_is_no_product_with_a_root(a, b):
+    keys = [
+        answer_key(text.replace("@", a).replace("%", b)) for text in (r"\sqrt{@^2%}", r"@\sqrt{%}", r"-@\sqrt{%}", r"|@|\sqrt{%}")
+    ]
+    assert keys[0] == keys[3] and len(set(keys)) == 3
 
 
 @pytest.mark.parametrize("letter", LETTERS)
@@ -253,10 +293,35 @@ def test_an_equation_of_matrices_is_opaque_and_no_crash(answer):
         ("x>1, y>2", "x>2, y>1"), (r"\lceil n/2\rceil", r"\lfloor n/2\rfloor+1"), ("0.(3)", "0.(6)"), ("6:08", "3:04"),
         (r"x=1,y=2 \text{ or } x=2,y=1", r"x=1,y=1 \text{ or } x=2,y=2"),
         (r"\sqrt{x-3}+\sqrt{y}=5", r"\sqrt{x-3}+\sqrt{y}=7"), ("x=x", "x"),
+        (r"\{x \in \mathbb{Z} : x > 2\}", "x > 2"), (r"x > 2, x \in \mathbb{Z}", "x > 2"), (r"\{x : y > 2\}", "y > 2"),
+        (r"\{x : a < x < b\}", r"\{b : a < x < b\}"), (r"\{x \in \mathbb{Z}^+ : x < 3\}", r"\{x \in \mathbb{Z} : x < 3\}"),
+        ("(x,y)=(1,2)", "(y,x)=(1,2)"), ("a:b=1:2", "b:a=1:2"), (r"(x,y) \in \{(1,2),(3,4)\}", r"(y,x) \in \{(1,2),(3,4)\}"),
+        ("P(2)=3", "3"), ("P(2)=3", "1.5"), ("f(2)=3", "3"), ("f^{-1}(2)=3", "f^{-1}(1)=1.5"), ("f(2)=3, 4", "3, 4"),
+        (r"x<1 \text{ and } x>3", r"x<1 \text{ or } x>3"), (r"x<1 \text{ and } x>3", r"x<1 \text{ and } x>4"),
+        ("xy=x", "y=1"), ("xy=2", "y=1/x"), (r"\text{June 20}", r"\text{June 21}"), ("June 20", "20"), ("3 rs", "3"),
     ],
 )  # fmt: skip
 def test_what_was_once_wrongly_equal_differs(a, b):
     assert answer_key(a) != answer_key(b)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the answer", "your answer here", "[answer]", "<your answer>", r"\text{final answer}", "insert the final answer here",
+        "your_answer", "the solution", "Not applicable", "NA", "n.a.", "unknown", "I don't know", "(?)", "--", "___", "[ ]", "!",
+    ],
+)  # fmt: skip
+def test_a_stand_in_for_an_answer_is_no_vote(text):
+    assert answer_key(text) is None
+    assert extract(rf"\boxed{{{text}}}", Answer(format="boxed")) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["none of the above", "no solution", "undefined", "Na", "cannot be determined", "all of the above", "sodium"]
+)
+def test_words_that_sound_like_one_may_be_the_answer(text):
+    assert not is_opaque(answer_key(text))
 
 
 @pytest.mark.parametrize(
@@ -268,3 +333,34 @@ def test_work_is_bounded_where_nothing_is_charged_by_arithmetic(text):
     started = time.process_time()
     answer_key(text)
     assert time.process_time() - started < 0.5
+
+
+DEEP = (
+    "5", "x = 5", r"\frac{1}{2}", r"\sqrt{" * 19 + "x" + "}" * 19, "1<" + r"\frac{" * 19 + "x" + "}{2}" * 19, "(" * 60,
+    "0" + r"\cup(1,2)" * 60, "1 mod " * 190 + "2", r"\sin" * 39 + "x", r"\text{June 20}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("depth", [100, 480, 520, 700, 900])
+def test_keys_are_the_same_however_deep_the_callers_stack_is(depth):
+    def at(frames, text):
+        return answer_key(text) if frames <= 0 else at(frames - 1, text)
+
+    here = len(inspect.stack(0))
+    assert [at(depth - here, text) for text in DEEP] == [answer_key(text) for text in DEEP]
+
+
+def test_reading_stays_far_below_the_frames_that_are_kept_for_it():
+    """With as few as are kept no text may need its own stack, nor more than Python's limit on it."""
+    limit = sys.getrecursionlimit()
+    texts = [text for text in (*DEEP, *COSTLY.values()) if len(text) <= 1000]
+    wanted = [answer_key(text) for text in texts]
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(keys._read_key(keys.normal(text)) for text in texts))
+    try:
+        sys.setrecursionlimit(keys.FRAMES - 50)
+        thread.start()
+        thread.join()
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found == wanted

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
 MAX_BITS: Final = 65_536  # of one exact integer: 5,000! has 54,000
-MAX_WORK: Final = 80_000  # about microseconds
+MAX_WORK: Final = 50_000  # about microseconds
 MAX_LOG: Final = 20_000  # of a many-digit number, either way: e^20000
 GAMMA_DIGITS: Final = 200  # the gamma function's tables for more cost a second
 
@@ -65,6 +65,7 @@ class Arithmetic:
     def __init__(self, budget: Budget, digits: int):
         self.budget = budget
         self.digits = digits
+        self.divisors: list[int] = []  # binary magnitudes of the many-digit numbers that must not be zero
         self._mp: Any = None
 
     @property
@@ -103,6 +104,11 @@ class Arithmetic:
             raise TooLarge("magnitude")
         return value
 
+    def nonzero(self, value: Any) -> Any:
+        """The value, noted as one that has to be there: whether it is zero, one precision alone cannot tell."""
+        self.divisors.append(int(self.mp.mag(value)))
+        return value
+
     # ------------------------------------------------------------------------------------------------------ + - * /
 
     def add(self, a: Any, b: Any) -> Any:
@@ -122,7 +128,7 @@ class Arithmetic:
     def _charge_exact(self, size: int) -> None:
         if size > 2 * MAX_BITS:
             raise TooLarge("digits")
-        self.budget.spend(2 + (size >> 7) * (size >> 7) // 250)
+        self.budget.spend(3 + (size >> 7) * (size >> 7) // 250)
 
     def neg(self, a: Any) -> Any:
         return self.mul(Fraction(-1), a)
@@ -154,7 +160,7 @@ class Arithmetic:
             square = self.add(self.mul(b.re, b.re), self.mul(b.im, b.im))
             return Gauss(self.div(b.re, square), self.div(-b.im, square))
         self.charge(5)
-        return self.bounded(1 / b)
+        return self.bounded(1 / self.nonzero(b))
 
     def _matrix_product(self, a: Any, b: Any) -> Any:
         if type(a) is not list:
@@ -237,7 +243,7 @@ class Arithmetic:
         if not a and n < 0:
             raise Nothing
         self.charge(10)
-        return self.bounded(self.mp.power(a, n))
+        return self.bounded(self.mp.power(self.nonzero(a) if n < 0 else a, n))
 
     def _rational_power(self, a: Fraction, e: Fraction, real_roots: bool) -> Any:
         if a < 0:
@@ -271,7 +277,7 @@ class Arithmetic:
         if not x:
             raise Nothing
         self.charge(25)
-        return self.bounded(self.mp.log(self.number(x)))
+        return self.bounded(self.mp.log(self.nonzero(self.number(x))))
 
 
 def _root(n: int, degree: int) -> int | None:

@@ -70,6 +70,11 @@ class Atoms(Reader):
         if self.token.value == "frac" and self.token.kind == "cmd":
             self.take()
             top, bottom = self.digits(), self.digits()  # never by trial: nested, that doubles the work at each level
+        elif [token.kind or token.value for token in self.found[start : start + 5]] == ["op", "num", "cmd", "num", "op"]:
+            if [self.found[start + k].value for k in (0, 2, 4)] != ["{", "over", "}"]:
+                return whole
+            top, bottom = (("num", integer(self.found[start + k].value)) for k in (1, 3))
+            self.back_to(start + 5)
         elif self.token.kind == "num" and self.token.spaced and self.found[self.index + 1].value == "/":
             top = ("num", integer(self.take().value))
             self.take()
@@ -113,7 +118,7 @@ class Atoms(Reader):
             return self.number(Token("num", content, False))
         if content in OF_INTEGERS or content in ("floor", "ceil", "det"):
             return self.function(content)
-        if content in CURRENCIES:
+        if content.replace("\\", "").rstrip(".") in CURRENCIES:
             return self.primary()
         if token.value.startswith("mathrm:") and kind_of_run(content or "?") == "fn":
             return self.function(content)
@@ -192,6 +197,16 @@ class Atoms(Reader):
         index = ("sym", variable.value) if variable.kind == "sym" else ("const", "i")
         return (name, index, first, last, body)
 
+    def positive(self) -> str:
+        r"""The + of \mathbb{Z}^+ and \mathbb{Z}_{>0}, or nothing, of which nothing is read."""
+        if self.token.value in ("^", "_"):
+            values = [token.value for token in self.found[self.index + 1 : self.index + 5]]
+            for signs in (["+"], ["{", "+", "}"], ["{", ">", "0", "}"]):
+                if values[: len(signs)] == signs:
+                    self.back_to(self.index + 1 + len(signs))
+                    return "+"
+        return ""
+
     def command(self, name: str) -> Tree:
         if name == "frac":
             top, bottom = self.argument(), self.argument()
@@ -222,7 +237,7 @@ class Atoms(Reader):
             return ("set", ())
         if name == "mathbb":
             name = self.group_text()
-            return ("reals",) if name == "R" else ("numbers", name)
+            return number_set(name + self.positive())
         if name in ("overline", "bar"):
             inside = self.argument()
             letters = inside[1] if inside[0] == "mul" and not inside[2] else (inside,)
@@ -232,6 +247,13 @@ class Atoms(Reader):
         if name in ("sum", "prod"):
             return self.series(name)
         raise Strange(name)
+
+
+def number_set(name: str) -> Tree:
+    """The tree of R, Z, Q, ..., and of their positive numbers."""
+    if name == "R+":
+        return ("interval", ("num", Fraction(0)), ("const", "inf"), False, False)
+    return ("reals",) if name == "R" else ("numbers", name)
 
 
 def in_radians(tree: Tree) -> Tree:

@@ -31,14 +31,8 @@ class Brackets(Atoms):
         return self.inside("", lambda: self.round_or_square(opening))
 
     def braced(self) -> Tree:
-        r"""What plain braces hold: a group, \over, or, as Python writes a set, elements."""
+        """What plain braces hold: a group or, as Python writes a set, elements."""
         tree = self.statement_side()
-        if self.token.value == "over":
-            self.take()
-            return ("mul", (tree,), (self.statement_side(),))
-        if self.token.value == "choose":
-            self.take()
-            return ("fn", "binom", (tree, self.statement_side()))
         if self.token.value != ",":
             return tree
         items = [tree]

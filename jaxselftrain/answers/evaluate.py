@@ -10,6 +10,8 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import combinations
+from string import ascii_letters
 from typing import Any, Final, NamedTuple
 
 from jaxselftrain.answers.arithmetic import ONE, ZERO, Arithmetic, Budget, Gauss, exact
@@ -17,7 +19,7 @@ from jaxselftrain.answers.functions import apply, nearest_fraction
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
-POINTS: Final = 7
+POINTS: Final = 12
 STEPS: Final = 6  # further points, whole numbers, for what holds \lfloor or \lceil
 DIGITS: Final = (130, 190)  # the two precisions; they must agree to
 AGREED: Final = Fraction(1, 10**115)
@@ -25,8 +27,13 @@ MORE_DIGITS: Final = (300, 600)  # where they don't: mostly a zero
 SIMPLE: Final = 10**40  # a fraction below this height is recognised, when it is as close as one part in
 SIMPLE_BITS: Final = 134
 CLOSE: Final = 10**140
+VANISHING: Final = 64  # bits by which a divisor is smaller at the second precision: the more digits, the smaller, so zero
 KEPT_DIGITS: Final = 100
 MAX_TERMS: Final = 200  # of a sum or product
+_MINUS: Final = tuple(combinations(range(8), 4))  # seventy rows of signs: where a variable is negative
+_LETTERS: Final = r"\alpha \beta \gamma \delta \epsilon \zeta \eta \theta \lambda \mu \xi \rho \sigma \tau \phi \chi \psi \omega"
+# Multiplied, so that neighbours such as x and y differ at several points.
+_ROWS: Final = {name: 57 * n % 70 for n, name in enumerate([*ascii_letters, *_LETTERS.split()])}
 
 
 class Approximate(NamedTuple):
@@ -44,27 +51,41 @@ def point(name: str, k: int) -> Fraction:
     """The value of a variable at point k.
 
     0 in (1/8, 1); 1 its reciprocal, so that every two variables are once in this order and once in the other, and |x - y| is
-    neither x - y nor y - x; 2 in (-1, 1); 3 in (-60, 60); 4 in (-8, -1); 5 in (1, 20); 6 in (-8, 8).
+    neither x - y nor y - x; 2 in (1, 20); 3 in (-8, -1). At the other eight the signs are the variable's own (`_signs`), and
+    of its four values of each sign the first and third are within 1, the second within 8, the fourth within 60.
     """
     if k == 1:
         return 1 / point(name, 0)
     if k >= POINTS:  # whole numbers, one of each remainder by six; for functions with steps there
-        return Fraction(6 * (blake2b(f"{k}:{name}".encode("utf-8", "surrogatepass"), digest_size=1).digest()[0] % 9 - 3) + k)
-    draw = int.from_bytes(blake2b(f"{k}:{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+        return Fraction(6 * (_drawn(f"{k}:{name}", 1) % 9 - 3) + k - POINTS)
+    draw = _drawn(f"{k}:{name}", 8)
     bottom = (211, 223, 227, 229, 233, 239, 241, 251, 257, 263, 269, 271)[draw % 12]
-    draw //= 12
-    low, high, sign = (
-        (bottom // 8 + 1, bottom - 1, 1),
-        (0, 0, 0),
-        (1, bottom - 1, 0),
-        (bottom + 1, 60 * bottom, 0),
-        (bottom + 1, 8 * bottom, -1),
-        (bottom + 1, 20 * bottom, 1),
-        (1, 8 * bottom, 0),
-    )[k]
-    top = low + (draw >> 1) % (high - low)
+    if k < 4:
+        low, high = ((bottom // 8 + 1, bottom - 1), (0, 0), (bottom + 1, 20 * bottom), (bottom + 1, 8 * bottom))[k]
+        sign = -1 if k == 3 else 1
+    else:
+        signs = _signs(name)
+        sign = signs[k - 4]
+        far = (1, 8, 1, 60)[signs[: k - 4].count(sign)]
+        low, high = (1, bottom - 1) if far == 1 else (bottom + 1, far * bottom)
+    top = low + draw // 24 % (high - low)
     top += top % bottom == 0  # no whole numbers
-    return Fraction((sign or (1 if draw % 2 else -1)) * top, bottom)
+    return Fraction(sign * top, bottom)
+
+
+def _drawn(text: str, size: int) -> int:
+    """A number of `size` bytes that looks random, the same for a text wherever it is drawn."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest(), "big")
+
+
+def _signs(name: str) -> tuple[int, ...]:
+    r"""The signs of a variable at the last eight points, four of each.
+
+    Of two variables with different such rows each is somewhere negative where the other is not, so that the root of x^2 y
+    is neither x nor -x times the root of y. All letters and the common Greek ones have different rows; further names share.
+    """
+    row = _ROWS[name] if name in _ROWS else _drawn(name, 8) % len(_MINUS)
+    return tuple(-1 if k in _MINUS[row] else 1 for k in range(8))
 
 
 def variables(tree: Tree) -> set[str]:
@@ -77,6 +98,8 @@ def variables(tree: Tree) -> set[str]:
             continue
         if node[0] == "sym":
             found.add(node[1])
+        elif node[0] == "builder":
+            found |= variables(node[2]) | (variables(node[3]) - {node[1]})
         elif node[0] in ("sum", "prod"):
             found |= variables(node[2]) | variables(node[3]) | (variables(node[4]) - {node[1][1]})
         else:
@@ -220,9 +243,13 @@ def settle(tree: Tree, k: int, budget: Budget) -> Any:
         for digits in (DIGITS, MORE_DIGITS):
             low_by, high_by = Arithmetic(budget, digits[0]), Arithmetic(budget, digits[1])
             low = Walk(low_by, k).value(tree)
-            if exact(low):
+            if exact(low) and not low_by.divisors:
                 return _agreed(low, low, high_by)
             high = Walk(high_by, k).value(tree)
+            if any(a - b > VANISHING for a, b in zip(low_by.divisors, high_by.divisors, strict=False)):
+                raise Nothing  # \sin\pi over \sin\pi is 0/0, though both are computed as something small
+            if exact(low):
+                return _agreed(low, low, high_by)
             if type(low) is not list:
                 agreed = _agreed(low, high, high_by)
                 if agreed is not None:

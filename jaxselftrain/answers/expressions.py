@@ -8,16 +8,18 @@ from typing import Final
 
 from jaxselftrain.answers.brackets import Brackets
 from jaxselftrain.answers.reader import Tree
-from jaxselftrain.answers.tables import DEGREES, MULTIPLES, NOT_UNITS, PERCENT
+from jaxselftrain.answers.tables import ANY_INTEGER, DEGREES, MULTIPLES, NOT_UNITS, PERCENT, WHERE
 from jaxselftrain.answers.tokens import Strange, TooLarge
 
+_SAID_OF_VARIABLES: Final = WHERE | ANY_INTEGER
 _STARTS_FACTOR: Final = frozenset({"num", "sym", "const", "fn", "cmd", "begin"})
 _FACTOR_COMMANDS: Final = frozenset(
     {"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "sum", "prod", "gcd", "lcm", "max", "min"}
 )
 _UNIT_TEXT = re.compile(r"[A-Za-zµΩ°$¢ ~.,/()^{}0-9²³·'%-]*")
+_THIN_SPACE = re.compile(r"\\(?:[,;:! ]|cdot\b)")
 _WORDS = re.compile(r"[A-Za-z]+")
-_NUMBER_IN_UNIT = re.compile(r"(?:^|[\s(~-])[0-9]")  # 5\text{ feet 6 inches}, 7\text{ R 2}; but cm^{2} and m/s2
+_NUMBER_IN_UNIT = re.compile(r"(?:^|[\s(~]|(?<!\{)-)[0-9]")  # 5\text{ feet 6 inches}, 7\text{ R 2}; but cm^{2} and m/s2
 
 
 class Expressions(Brackets):
@@ -32,8 +34,13 @@ class Expressions(Brackets):
             sign = self.take().value
             term = self.term()
             terms.append(term if sign == "+" else ({"-": "neg", "±": "pm", "∓": "mp"}[sign], term))
+        tree = terms[0] if len(terms) == 1 else ("add", tuple(terms))
+        if self.token[:2] in (("cmd", "over"), ("cmd", "choose")):  # 3 \over 4 takes all that stands on either side
+            over = self.take().value == "over"
+            below = self.expression()
+            tree = ("mul", (tree,), (below,)) if over else ("fn", "binom", (tree, below))
         self.depth -= 1
-        return terms[0] if len(terms) == 1 else ("add", tuple(terms))
+        return tree
 
     def term(self) -> Tree:
         signs: list[str] = []
@@ -71,6 +78,8 @@ class Expressions(Brackets):
                 self.take()
                 left = _product(factors, divisors)
                 factors, divisors = [("fn", "mod", (left, self.power()))], []
+            elif self.token.kind == "text" and self.token.value.removeprefix("text:").strip(" ,") in _SAID_OF_VARIABLES:
+                break
             elif self.token.kind in ("text", "unit", "word") or self.fraction_of_units():
                 start = self.index
                 tree = self.unit(_product(factors, divisors))
@@ -93,7 +102,7 @@ class Expressions(Brackets):
         token = self.token
         if token.kind == "op":
             if token.value == "(":
-                return self.found[self.index + 1].value != "mod"
+                return self.found[self.index + 1].value != "mod" and self.found[self.index + 2].value != "in"
             return token.value == "{" or (token.value == "[" and not self.square) or (token.value == "|" and not self.open_bars)
         return token.kind in _STARTS_FACTOR and (token.kind != "cmd" or token.value in _FACTOR_COMMANDS)
 
@@ -111,6 +120,7 @@ class Expressions(Brackets):
                 self.expect("}")
             return tree
         words = token.value.partition(":")[2] if token.kind == "text" else token.value
+        words = _THIN_SPACE.sub(" ", words)
         if not _UNIT_TEXT.fullmatch(words) or _NUMBER_IN_UNIT.search(words):
             raise Strange(words)
         names = [w.casefold() for w in _WORDS.findall(words)]

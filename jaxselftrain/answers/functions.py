@@ -21,6 +21,7 @@ _MP_NAMES: Final = {
     "arccosh": "acosh",
     "arctanh": "atanh",
 }
+_WITH_POLES: Final = frozenset({"tan", "cot", "sec", "csc", "coth", "csch", "arctanh", "arccoth"})
 _MAX_GAMMA: Final = 10_000
 _MAX_SIDE: Final = 6  # of a determinant
 
@@ -37,7 +38,10 @@ def apply(name: str, values: Sequence[Any], by: Arithmetic) -> Any:
     by.charge(60)
     if name == "arccot" and not x:
         return by.mp.pi / 2
-    return by.bounded(getattr(by.mp, _MP_NAMES.get(name, name))(x))
+    result = by.bounded(getattr(by.mp, _MP_NAMES.get(name, name))(x))
+    if name in _WITH_POLES and result:
+        by.nonzero(1 / result)
+    return result
 
 
 def _log(values: Sequence[Any], by: Arithmetic) -> Any:
@@ -153,7 +157,9 @@ def _gamma(value: Any, by: Arithmetic) -> Any:
     if by.digits > GAMMA_DIGITS or abs(x) > _MAX_GAMMA:
         raise TooLarge("gamma")
     by.charge(300)
-    return by.bounded(by.mp.gamma(x))
+    result = by.bounded(by.mp.gamma(x))
+    by.nonzero(1 / result)
+    return result
 
 
 def _binomial(values: Sequence[Any], by: Arithmetic) -> Any:

@@ -4,7 +4,7 @@ Scalars: ("num", Fraction), ("sym", name), ("const", "pi" | "e" | "i" | "inf"), 
 ("mul", factors, divisors), ("pow", a, b), ("fn", name, args), ("app", name, args) for an unknown function, ("deg", a),
 ("pm", a) and ("mp", a) for ±a and ∓a. Others: ("tuple", items), ("set", items), ("interval", low, high, closed, closed),
 ("setop", cup | cap | setminus, a, b), ("reals",), ("matrix", rows), ("ratio", parts), ("text", words),
-("rel", sides, operators), ("list", items, separators).
+("rel", sides, operators), ("list", items, separators), ("builder", name, set that it ranges over, condition).
 
 The readers are layered: atoms.py, expressions.py and, here, lists of relations.
 """
@@ -15,12 +15,15 @@ import re
 from fractions import Fraction
 from typing import Any, Final
 
+from jaxselftrain.answers.atoms import number_set
 from jaxselftrain.answers.expressions import Expressions
+from jaxselftrain.answers.tables import ANY_INTEGER, IS_INTEGER, WHERE
 from jaxselftrain.answers.tokens import Nothing, Strange, tokens
 
 Tree = tuple[Any, ...]
 
 RELATIONS: Final = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "equiv"})
+_IN_NUMBERS: Final = frozenset({"+", "-", "*", "/", "^", "{", "}", "frac", "sqrt"})
 _BASED = re.compile(r"\(?([0-9A-Za-z]{1,60})\)?_(?:\{(?:\\text\{)?\s*([0-9a-z]{1,8})\}?\}|([0-9]{1,2}))")
 _BASES: Final = {
     "two": 2,
@@ -63,23 +66,60 @@ class _Statements(Expressions):
 
     def statements(self) -> Tree:
         items, separators = [self.relation()], []
-        while self.token.value in (",", ";", "and", "or", "logical and", "logical or"):
-            separator = self.take().value
-            if separator in (",", ";") and self.token.value in ("and", "or"):
+        while True:
+            if self.token.value in (",", ";", "and", "or", "logical and", "logical or"):
                 separator = self.take().value
-            if self.token.kind == "":
-                if separator in (",", ";"):
-                    break
-                raise Strange(separator)
+                if separator in (",", ";") and self.token.value in ("and", "or"):
+                    separator = self.take().value
+                if self.token.kind == "":
+                    if separator in (",", ";"):
+                        break
+                    raise Strange(separator)
+                items.append(self.declaration() or self.relation())
+            elif declared := self.declaration():
+                separator = ","
+                items.append(declared)
+            else:
+                break
             separators.append(separator)
-            items.append(self.relation())
         return items[0] if len(items) == 1 else ("list", tuple(items), tuple(separators))
+
+    def declaration(self) -> Tree | None:
+        r"""(k \in \mathbb{Z}), where k \in Z, for any integer k, k is an integer: what a variable ranges over; else nothing."""
+        start, bracket = self.index, self.token.value == "("
+        if bracket:
+            self.take()
+        words = self.phrase()
+        integers = words in ANY_INTEGER
+        if self.token.kind == "sym" and (
+            bracket or integers or words in WHERE or (words == "" and self.found[start - 1].value == ",")
+        ):
+            name = ("sym", self.take().value)
+            if not integers and self.token.value == "in":
+                self.take()
+                numbers = self.side()
+                integers = numbers == ("numbers", "Z") or numbers == ("sym", "Z")
+            elif not integers:
+                integers = self.phrase() in IS_INTEGER
+            if integers and (not bracket or self.take().value == ")"):
+                return ("rel", (name, ("numbers", "Z")), ("in",))
+        self.back_to(start)
+        return None
+
+    def phrase(self) -> str:
+        """The words that come next, in \\text{} or bare."""
+        words = []
+        while self.token.kind in ("text", "word"):
+            words.append(self.take().value.removeprefix("text:").removeprefix("mathrm:").casefold())
+        return " ".join(" ".join(words).split()).strip(" ,")
 
     def relation(self) -> Tree:
         sides, operators = [self.defined() or self.side()], []
         while self.token.kind == "op" and self.token.value in RELATIONS:
             operators.append(self.take().value)
             sides.append(self.side())
+            if operators[-1] == "in" and sides[-1][0] == "sym" and sides[-1][1] in ("Z", "N", "Q", "R", "C"):
+                sides[-1] = number_set(sides[-1][1])  # k ∈ Z, in whatever font
             if operators[-1] == "equiv":
                 if sides[-1][:2] == ("fn", "mod"):  # a = b mod n, without brackets
                     sides[-1:] = sides[-1][2]
@@ -95,7 +135,8 @@ class _Statements(Expressions):
         self.take()
         while (self.token.kind == "op" and self.token.value in ("^", "{", "-", "'", "}", "_")) or self.token.kind == "num":
             self.take()
-        inverse = "".join(t.value for t in self.found[start + 1 : self.index])
+        after = self.index
+        inverse = "".join(t.value for t in self.found[start + 1 : after])
         names = []
         while self.token.value in ("(", ",") and self.found[self.index + 1].kind == "sym":
             names.append(self.found[self.index + 1].value)
@@ -103,8 +144,21 @@ class _Statements(Expressions):
             self.take()
         if names and self.take().value == ")" and self.token.value == "=":
             return ("app", token.value + inverse, tuple(("sym", name) for name in names))
+        self.back_to(after)
+        if inverse.strip("'") in ("", "^{-1}", "^-1") and self.at_number():  # P(2) = 3 is no statement about 2P
+            self.take()
+            return ("app", token.value + inverse, self.arguments(")"))
         self.back_to(start)
         return None
+
+    def at_number(self) -> bool:
+        """Whether a bracket with nothing but a number in it comes next, and then an equals sign. Nothing is read."""
+        if self.token.value != "(" or self.token.spaced:
+            return False
+        at = self.index + 1
+        while self.found[at].kind in ("num", "const") or self.found[at].value in _IN_NUMBERS:
+            at += 1
+        return at > self.index + 1 and [token.value for token in self.found[at : at + 2]] == [")", "="]
 
     def modulus(self) -> Tree:
         r"""What follows \pmod, (mod or \mod; a congruence without one is strange."""
@@ -154,10 +208,10 @@ class _Statements(Expressions):
             self.expect(r"\}")
             if condition[0] != "rel" and condition[0] != "list":
                 raise Strange("set")
-            name = first[1][0] if first[0] == "rel" and first[2] == ("in",) else first
+            name, ranges = first[1] if first[0] == "rel" and first[2] == ("in",) else (first, ("reals",))
             if name[0] != "sym":
                 raise Strange("set")
-            return condition
+            return ("builder", name[1], ranges, condition)
         items = [first]
         while self.token.value in (",", ";"):
             self.take()

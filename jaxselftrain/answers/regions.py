@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 from jaxselftrain.answers.arithmetic import Budget
 from jaxselftrain.answers.atoms import HALF
-from jaxselftrain.answers.evaluate import settle, substitute, variables
+from jaxselftrain.answers.evaluate import holds, settle, substitute, variables
 from jaxselftrain.answers.reader import Tree
-from jaxselftrain.answers.scalars import infinite, is_scalar, number_key, real_number, scalar_key
+from jaxselftrain.answers.scalars import INFINITY, infinite, is_scalar, number_key, real_number, scalar_key
 from jaxselftrain.answers.tokens import Nothing, Strange
 
 
@@ -225,10 +225,10 @@ def _roots(tree: Tree, x: Tree, budget: Budget) -> list[tuple[End, Tree]] | None
 
     if not is_scalar(tree):
         return None
-    c = at(0)
-    a = minus(("mul", (("add", (at(1), at(-1))), HALF), ()), c)
-    b = ("mul", (minus(at(1), at(-1)), HALF), ())
     try:
+        c = _settled(at(0), budget)
+        a = _settled(minus(("mul", (("add", (at(1), at(-1))), HALF), ()), c), budget)
+        b = _settled(("mul", (minus(at(1), at(-1)), HALF), ()), budget)
         for probe in (Fraction(5), Fraction(-11, 3)):
             guess = ("add", (("mul", (a, num(probe * probe)), ()), ("mul", (b, num(probe)), ()), c))
             if real_number(minus(at(probe), guess), budget) != 0:
@@ -250,6 +250,12 @@ def _roots(tree: Tree, x: Tree, budget: Budget) -> list[tuple[End, Tree]] | None
         trees = [("mul", (("add", (("neg", b), sign)),), (num(2), a)) for sign in signs]
     found = [(_end(tree, budget), tree) for tree in trees]
     return [(end, tree) for end, tree in found if end is not None]
+
+
+def _settled(tree: Tree, budget: Budget) -> Tree:
+    """The exact number that a tree is, so that what is built of it stays small, or the tree."""
+    value = None if variables(tree) or holds(tree, INFINITY) else settle(tree, 0, budget)
+    return num(value[0]) if type(value) is tuple and value[1] == 0 and type(value[0]) is Fraction else tree
 
 
 def symbolic_key(tree: Tree, budget: Budget) -> str:

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fractions import Fraction
-from itertools import pairwise
-from typing import Any, Final
 
 from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.evaluate import POINTS, Approximate, holds, settle, substitute, text, variables
+from jaxselftrain.answers.conditions import are_intervals, domain, numbers_key, region_of
+from jaxselftrain.answers.evaluate import holds, variables
 from jaxselftrain.answers.reader import Tree
-from jaxselftrain.answers.regions import (
-    Region,
-    half_line,
-    intersection,
-    minus,
-    normal,
-    num,
-    region,
-    region_key,
-    set_key,
-    solve,
-    symbolic_key,
-)
-from jaxselftrain.answers.scalars import (
-    digest,
-    infinite,
-    is_scalar,
-    real_number,
-    scalar_key,
-    signed,
-)
-from jaxselftrain.answers.tokens import Nothing, Strange
+from jaxselftrain.answers.regions import intersection, region, region_key, set_key, symbolic_key
+from jaxselftrain.answers.relations import MIRROR, constraints_key, equation_key, inequality, is_inequality
+from jaxselftrain.answers.scalars import infinite, is_scalar, scalar_key, signed
+from jaxselftrain.answers.tokens import Strange
 from jaxselftrain.answers.words import words_key
-
-INTEGERS: Final = ("numbers", "Z")
-MIRROR: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
 
 
 def tree_key(tree: Tree, budget: Budget) -> str:
@@ -43,8 +22,9 @@ def tree_key(tree: Tree, budget: Budget) -> str:
     if tree[0] == "list":
         return _list_key(tree[1], tree[2], budget)
     if tree[0] == "set":
-        key = set_key(_keys(tree[1], budget))
-        return "s:{s:{}}" if key == "s:{}" and tree[1] else key  # the set of the empty set is not empty
+        keys = _keys(tree[1], budget)
+        of_a_set = len(set(keys)) == 1 and tree[1][0][0] == "set"
+        return f"s:{{{keys[0]}}}" if of_a_set else set_key(keys)
     trees = signed(tree)
     if len(trees) > 1:
         return set_key([tree_key(one, budget) for one in trees])
@@ -52,6 +32,8 @@ def tree_key(tree: Tree, budget: Budget) -> str:
         return scalar_key(tree, budget)
     if tree[0] == "rel":
         return _relation_key(tree[1], tree[2], budget)
+    if tree[0] == "builder":
+        return _builder_key(tree[1], tree[2], tree[3], budget)
     if tree[0] == "text":
         return words_key(tree[1])
     if tree[0] == "ratio":
@@ -73,82 +55,85 @@ def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budg
         if not all(item[0] == "rel" for item in items):
             raise Strange("a proposition")
         separators = tuple(separator.removeprefix("logical ") for separator in separators)
-    kept = tuple(item for item in items if not (item[0] == "rel" and item[2] == ("in",) and item[1][1] == INTEGERS))
-    if len(kept) == 1 and len(items) == 2:  # \frac{\pi}{4} + k\pi, k \in \mathbb{Z}
-        return tree_key(kept[0], budget)
-    if any(_is_inequality(item) for item in items) or _are_intervals(items):
-        return _conditions_key(items, separators, budget)
+    kept = tuple(item for item in items if domain(item) is None)
+    if 0 < len(kept) < len(items):
+        declared = [found for found in map(domain, items) if found is not None]
+        return _declared_key(kept, separators[: len(kept) - 1], dict(declared), budget)
+    if items[0][0] == "rel" and items[0][2] == ("!=",) and set(separators) <= {",", "and"} and all(map(is_scalar, items[1:])):
+        items = (items[0], *(("rel", (items[0][1][0], item), ("!=",)) for item in items[1:]))  # x \neq 1, 2
+        separators = ("and",) * len(separators)
+    if any(is_inequality(item) for item in items) or are_intervals(items):
+        found = region_of(items, set(separators), budget)
+        if found is not None:
+            return region_key(found)
+        parts = [f"{','.join(sorted(variables(item)))}:{tree_key(item, budget)}" for item in items]
+        return f"L:{'|'.join(sorted(set(separators)))}" + set_key(parts)
     named = [_assigned(item) for item in items]
-    if named[0] is not None and all(item[0] != "rel" for item in items[1:]):  # n = 2, 3, 4
-        return set_key(_keys((named[0][1], *items[1:]), budget))
+    if named[0] is not None and not _at_number(items[0]) and all(item[0] != "rel" for item in items[1:]):  # n = 2, 3, 4
+        names = items[0][1][0]
+        rest = [_in_order(names, item)[1] for item in items[1:]] if names[0] in ("tuple", "ratio") else items[1:]
+        return set_key(_keys((named[0][1], *rest), budget))
     if all(pair is not None for pair in named):
         pairs = [pair for pair in named if pair is not None]
-        names = [name for name, _ in pairs]
-        if len(set(names)) == 1:
+        distinct = {name for name, _ in pairs}
+        if len(distinct) == 1 and not _at_number(items[0]):
             return set_key(_keys([value for _, value in pairs], budget))
-        if 1 < len(set(names)) < len(names):
+        if 1 < len(distinct) < len(pairs):
             raise Strange("several solutions")  # x=1, y=2 or x=2, y=1: which value goes with which?
-        if len(set(names)) == len(names):
+        if len(distinct) == len(pairs):
             keys = sorted(f"{name}={tree_key(value, budget)}" for name, value in pairs)
             return f"a:{{{'|'.join(keys)}}}"
     return set_key(_keys(items, budget))
 
 
 def _keys(items: Iterable[Tree], budget: Budget) -> list[str]:
-    """The keys of a list's items, of which ± makes two."""
-    return [tree_key(one, budget) for item in items for one in signed(item)]
+    """The keys of a list's items, of which ± makes two, and a set stays one: {1, {2}} is not {1, 2}, nor {{}} empty."""
+    return [_element_key(one, budget) for item in items for one in signed(item)]
 
 
-def _is_inequality(tree: Tree) -> bool:
-    return tree[0] == "rel" and all(operator in MIRROR for operator in tree[2])
+def _element_key(tree: Tree, budget: Budget) -> str:
+    key = tree_key(tree, budget)
+    return f"s:{{{key}}}" if tree[0] == "set" and (key == "s:{}" or not key.startswith("s:{")) else key
 
 
-def _are_intervals(items: tuple[Tree, ...]) -> bool:
-    """Whether a list is one of intervals, not of pairs: one of them has a square bracket or an infinite end."""
-    pairs = all(item[0] in ("interval", "setop") or (item[0] == "tuple" and len(item[1]) == 2) for item in items)
-    return pairs and any(
-        item[0] in ("interval", "setop") or any(is_scalar(end) and infinite(end) for end in item[1]) for item in items
-    )
+def _declared_key(items: tuple[Tree, ...], separators: tuple[str, ...], declared: dict[str, str], budget: Budget) -> str:
+    r"""Answers beside the sets that their variables range over: x > 2, x \in \mathbb{Z}; k\pi, k \in \mathbb{Z}."""
+    if len(declared) == 1 and all(is_inequality(item) and variables(item) == set(declared) for item in items):
+        ((name, numbers),) = declared.items()
+        return _builder_key(name, ("numbers", numbers), ("list", items, separators), budget)
+    if not set(declared.values()) <= {"Z", "R"} or any(is_inequality(item) for item in items):
+        raise Strange("declared")
+    return tree_key(items[0], budget) if len(items) == 1 else _list_key(items, separators, budget)
 
 
-def _conditions_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budget) -> str:
-    found: list[Region | None] = []
-    names = set()
-    for item in items:
-        found.append(_inequality(item, budget) if _is_inequality(item) else region(item, budget))
-        names |= variables(item)
-    regions = [one for one in found if one is not None]
-    if len(regions) == len(items) and len(names) <= 1:
-        if "and" not in separators and ("or" in separators or not names):
-            return region_key(normal([piece for one in regions for piece in one]))
-        if set(separators) == {"and"} or (set(separators) == {","} and names):
-            common = regions[0]
-            for one in regions[1:]:
-                common = intersection(common, one)
-            if common:
-                return region_key(common)
-            return region_key(normal([piece for one in regions for piece in one]))  # "x < 1 and x > 3" means either
-    return f"L:{'|'.join(sorted(set(separators)))}" + set_key(
-        [f"{','.join(sorted(variables(item)))}:{tree_key(item, budget)}" for item in items]
-    )
+def _builder_key(name: str, ranges: Tree, condition: Tree, budget: Budget) -> str:
+    r"""The set of all `name` in `ranges` for which a condition holds."""
+    items, separators = (condition[1], condition[2]) if condition[0] == "list" else ((condition,), ())
+    if all(is_inequality(item) for item in items) and variables(condition) == {name}:
+        found = region_of(items, {separator.removeprefix("logical ") for separator in separators}, budget)
+        if found is not None and ranges[0] == "numbers":
+            return numbers_key(found, ranges[1])
+        within = None if found is None or ranges == ("reals",) else region(ranges, budget)
+        if found is not None and (within is not None or ranges == ("reals",)):
+            return region_key(found if within is None else intersection(found, within))
+    if ranges != ("reals",):
+        raise Strange("set")
+    key = tree_key(condition, budget)
+    return key if variables(condition) == {name} else f"b:{name}:{key}"
 
 
 def _ratio_key(parts: tuple[Tree, ...], budget: Budget) -> str:
     """3:4 in lowest terms; what may be a time of day (12:00) as it stands."""
     keys = [scalar_key(part, budget) for part in parts]
-    values = [
-        Fraction(key[2:]) if key.startswith("n:") and key[2:] not in ("inf", "-inf") and "#" not in key else None for key in keys
-    ]
-    if any(value is None for value in values):
+    if any(variables(part) for part in parts) or not all(key[:2] in ("n:", "r:") for key in keys):
         return f"q:{':'.join(keys)}"
-    numbers = [value for value in values if value is not None]
-    clock = len(numbers) == 2 and all(v.denominator == 1 for v in numbers) and 0 <= numbers[0] <= 24 and 0 <= numbers[1] < 60
-    if clock and (numbers[1] >= 10 or numbers[1] == 0):
-        return f"q:{numbers[0]}:{numbers[1]}"
-    scale = next((value for value in numbers if value), None)
-    if scale is None:
+    clock = len(keys) == 2 and all(key[2:].isdigit() and key[:2] == "n:" for key in keys) and len(keys[0]) < 5 > len(keys[1])
+    if clock and int(keys[0][2:]) <= 24 and (10 <= int(keys[1][2:]) < 60 or keys[1] == "n:0"):
+        return f"q:{keys[0][2:]}:{keys[1][2:]}"
+    first = next((part for part, key in zip(parts, keys, strict=True) if key != "n:0"), None)
+    if first is None or any(map(infinite, parts)):
         raise Strange("ratio")
-    return "q:" + ":".join(str(value / scale) for value in numbers)
+    return "q:" + ":".join(scalar_key(("mul", (part,), (first,)), budget).removeprefix("n:") for part in parts)
 
 
 # -------------------------------------------------------------------------------------------------------------- relations
@@ -190,8 +175,37 @@ def _assigned(tree: Tree) -> tuple[str, Tree] | None:
             return second[1], first  # y = x and x = y alike
         inner = side[0] == "app"  # f(x) = x + 1 names the variable that it is about
         if other[0] != "text" and (not (variables(side) & variables(other)) or (inner and not holds(other, side))):
-            return name, other
+            return _in_order(side, other) if side[0] in ("tuple", "ratio") else (name, other)
     return None
+
+
+def _at_number(relation: Tree) -> bool:
+    """Whether a relation is about a function at a number, f(2) = 3, which says nothing about f elsewhere: it keeps its name."""
+    return any(side[0] == "app" and all(argument[0] == "num" for argument in side[2]) for side in relation[1])
+
+
+def _in_order(names: Tree, value: Tree) -> tuple[str, Tree]:
+    """The names of a tuple or ratio sorted, and their values likewise: (y, x) = (1, 2) says (x, y) = (2, 1)."""
+    spelled = [str(_named(name)) for name in names[1]]
+    order = sorted(range(len(spelled)), key=lambda k: _natural(spelled[k]))
+    name = f"({','.join(spelled[k] for k in order)})"
+    if order == list(range(len(spelled))) and len(set(spelled)) == len(spelled):
+        return name, value
+
+    def reordered(tree: Tree) -> Tree:
+        if tree[0] == "set":
+            return ("set", tuple(reordered(item) for item in tree[1]))
+        if tree[0] != names[0] or len(tree[1]) != len(spelled) or len(set(spelled)) < len(spelled):
+            raise Strange("names")
+        return (tree[0], tuple(tree[1][k] for k in order))
+
+    return name, reordered(value)
+
+
+def _natural(name: str) -> tuple[bool, list[tuple[bool, int, str]], str]:
+    r"""The order in which people write names: x_2 before x_{10}, a before B, r before \theta."""
+    parts = re.findall(r"([0-9]{1,9})|([^0-9]+)", name.casefold())
+    return name.startswith("\\"), [(not digits, int(digits or 0), other) for digits, other in parts], name.swapcase()
 
 
 def _relation_key(sides: tuple[Tree, ...], operators: tuple[str, ...], budget: Budget) -> str:
@@ -201,15 +215,16 @@ def _relation_key(sides: tuple[Tree, ...], operators: tuple[str, ...], budget: B
             raise Strange("congruence")
         return f"mod:{Fraction(residue[2:]) % int(modulus[2:])}:{modulus[2:]}"
     if all(operator in MIRROR for operator in operators):
-        found = _inequality(("rel", sides, operators), budget)
-        return _constraints_key(sides, operators, budget) if found is None else region_key(found)
+        found = inequality(("rel", sides, operators), budget)
+        return constraints_key(sides, operators, budget) if found is None else region_key(found)
     if len(sides) == 2:
         assigned = _assigned(("rel", sides, operators))
         if assigned is not None:
-            return tree_key(assigned[1], budget)
+            key = tree_key(assigned[1], budget)
+            return f"a:{{{assigned[0]}={key}}}" if _at_number(("rel", sides, operators)) else key
         if operators == ("in",):
             raise Strange("in")
-        return _equation_key(sides[0], sides[1], budget)
+        return equation_key(sides[0], sides[1], budget)
     if set(operators) != {"="}:
         raise Strange("relation")
     names = [side for side in sides if _named(side) is not None]
@@ -221,98 +236,3 @@ def _relation_key(sides: tuple[Tree, ...], operators: tuple[str, ...], budget: B
         return keys.pop()
     key = keys.pop()
     return f"a:{{{'|'.join(sorted(f'{_named(name)}={key}' for name in names))}}}"  # x = y = 2
-
-
-def _equation_key(left: Tree, right: Tree, budget: Budget) -> str:
-    """An equation up to a factor; solved where its variable, or its y beside x, is linear."""
-    if not (is_scalar(left) and is_scalar(right)):
-        if left[0] == right[0] == "matrix":
-            raise Strange("matrices")
-        raise Strange("equation")
-    difference = minus(left, right)
-    names = variables(difference)
-    if not names:
-        raise Strange("an identity of numbers")
-    if names == {"x", "y"} or (len(names) == 1 and not next(iter(names)).endswith(")")):
-        solved = _solved(difference, "y" if len(names) == 2 else next(iter(names)), names, budget)
-        if solved is not None:
-            return scalar_key(solved, budget)
-    return "e:" + _up_to_scale(difference, budget)[0]
-
-
-def _solved(difference: Tree, name: str, names: set[str], budget: Budget) -> Tree | None:
-    """The value of `name` for which a function that is linear in it, with a constant factor, vanishes."""
-    x = ("sym", name)
-    at = [substitute(difference, x, num(value)) for value in (0, 1, -3)]
-    slope = minus(at[1], at[0])
-    try:
-        key = scalar_key(slope, budget)
-        if not key.startswith("n:") or key == "n:0" or "#" in key:
-            return None
-        factor = Fraction(key[2:])
-        if scalar_key(minus(at[2], at[0]), budget) != f"n:{-3 * factor}":
-            return None
-        further = substitute(difference, x, num(Fraction(7, 5)))
-        if scalar_key(minus(further, at[0]), budget) != f"n:{factor * Fraction(7, 5)}":
-            return None
-    except (Strange, Nothing):
-        return None
-    return ("mul", (("neg", at[0]),), (num(factor),))
-
-
-def _up_to_scale(difference: Tree, budget: Budget) -> tuple[str, int]:
-    """A digest of a function's values up to a factor, and the sign taken out."""
-    values: list[Fraction | None] = []
-    rounded = False
-    for k in range(POINTS):
-        settled = settle(difference, k, budget)
-        if isinstance(settled, list):
-            raise Strange("an equation of matrices")
-        re, im = settled
-        rounded = rounded or isinstance(re, Approximate)
-        values.append((re.value if isinstance(re, Approximate) else re) if im == 0 else None)
-    scale = next((value for value in values if value), None)
-    if scale is None:
-        raise Strange("an identity")
-    if sum(value is not None for value in values) < 3:
-        raise Strange("defined at too few points")  # up to a factor, one value is like every other
-    spelled = ["undefined" if v is None else text(_rounded(v / scale)) for v in values]
-    return digest(spelled), 1 if scale > 0 else -1
-
-
-def _rounded(value: Fraction) -> Any:
-    """A quotient of many-digit numbers as the simple fraction it is, or as digits."""
-    simple = value.limit_denominator(10**40)
-    close = abs(value - simple) <= abs(value) * Fraction(1, 10**100)
-    return simple if close and abs(simple.numerator) < 10**40 else Approximate(value)
-
-
-def _inequality(tree: Tree, budget: Budget) -> Region | None:
-    """The numbers for which a chain of inequalities in one variable holds; None when it is not of that kind."""
-    names = variables(tree)
-    if len(names) != 1 or next(iter(names)).endswith(")"):
-        return None
-    sides, operators = tree[1], tree[2]
-    common: Region | None = None
-    for (left, right), operator in zip(pairwise(sides), operators, strict=True):
-        left_end, right_end = (infinite(side) if is_scalar(side) else 0 for side in (left, right))
-        if left_end or right_end:
-            continue  # -\infty < x says nothing
-        found = half_line(left, right, operator, budget) or half_line(right, left, MIRROR[operator], budget)
-        if found is None:
-            found = solve(minus(left, right), operator, next(iter(names)), budget)
-        if found is None:
-            return None
-        common = found if common is None else intersection(common, found)
-    return common
-
-
-def _constraints_key(sides: tuple[Tree, ...], operators: tuple[str, ...], budget: Budget) -> str:
-    """Inequalities in several variables, each up to a positive factor, in any order."""
-    found = []
-    for (left, right), operator in zip(pairwise(sides), operators, strict=True):
-        if not (is_scalar(left) and is_scalar(right)) or real_number(minus(left, right), budget) is not None:
-            raise Strange("inequality")
-        shape, sign = _up_to_scale(minus(left, right), budget)
-        found.append((operator if sign > 0 else MIRROR[operator]) + shape)
-    return "i:" + ";".join(sorted(found))

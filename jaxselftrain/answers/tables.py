@@ -37,7 +37,8 @@ SAME_LETTER: Final = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "p
 # Commands without a meaning of their own: dropped, with what follows left in place.
 SILENT: Final = frozenset(
     "angle displaystyle textstyle scriptstyle large Large LARGE huge Huge normalsize small limits nolimits left right big Big "
-    "bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bf rm it cal nobreak allowbreak mathstrut strut".split()
+    "bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bf rm it cal nobreak allowbreak mathstrut strut checkmark "
+    "therefore".split()
 )
 SPACES: Final = frozenset("quad qquad enspace thinspace space hfill".split())
 FONTS: Final = frozenset(
@@ -95,7 +96,7 @@ OPERATORS: Final = {
     "prime": "'",
 }
 
-MULTIPLES: Final = {
+MULTIPLES = {
     "hundred": 10**2,
     "thousand": 10**3,
     "million": 10**6,
@@ -103,23 +104,26 @@ MULTIPLES: Final = {
     "trillion": 10**12,
     "dozen": 12,
 }
+MULTIPLES |= {name + "s": value for name, value in MULTIPLES.items()}
 # Written bare after a number ("12 cm", "5 dollars"); shorter or doubtful ones (m, s, g, mg) only inside \text{} and \mathrm{}.
 UNITS: Final = frozenset(
     "cm mm km kg ft hr hrs min mins sec secs mph kph lb lbs oz inch inches foot feet yard yards mile miles meter meters metre "
     "metres centimeter centimeters kilometer kilometers millimeter millimeters gram grams kilogram kilograms pound pounds "
     "ounce ounces ton tons liter liters litre litres gallon gallons second seconds minute minutes hour hours day days week "
     "weeks month months year years dollar dollars cent cents euro euros rupees yen unit units square cubic degree degrees "
-    "radian radians people person students student points point times apples books coins marbles ways people percent usd "
+    "radian radians rad people person students student points point times apples books coins marbles ways people percent usd "
     "eur".split()
 )
 # Words that change what a number says: an answer that holds one is not "a number and its unit".
 NOT_UNITS: Final = frozenset(
     "and or if not no for when where is are was to than more less least most remainder then else otherwise but except without "
     "squared cubed factorial half halves third thirds quarter quarters fourths fifth fifths tenth tenths hundredth hundredths "
-    "thousandth thousandths below above negative times am pm mod base about approximately nearly almost between from "
-    "until plus minus divided import exec eval open".split()
+    "thousandth thousandths below above negative times am pm mod base about approximately approximate approx roughly around "
+    "nearly almost between from "
+    "until plus minus divided matrix matrices grid inverse reciprocal root roots tens ones bn import exec eval open".split()
 )
-CURRENCIES: Final = frozenset({r"\$", "$", "€", "£", "USD", "Rs.", "Rs. ", "US\\$"})
+CURRENCIES: Final = frozenset("$ € £ ¥ ₹ USD EUR GBP INR JPY CNY Rs US$ CA$ A$".split())
+CURRENCY_CODES: Final = frozenset("USD EUR GBP INR JPY CNY Rs".split())  # in this case only: rs is a product
 PERCENT: Final = frozenset({"percent", "percents", "per cent", "pct"})
 DEGREES: Final = frozenset({"degree", "degrees", "deg"})
 
@@ -212,3 +216,10 @@ UNICODE: Final = str.maketrans(
 )
 RAISED: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 LOWERED: Final = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+
+# What is said of a variable beside an answer: where k \in \mathbb{Z}, for any integer k, k is an integer.
+WHERE: Final = frozenset({"where", "with", "for", "for all", "for any", "for every", "for some"})
+ANY_INTEGER: Final = frozenset(
+    f"{start} {n}" for start in ("for", "for any", "for all", "for some", "where", "any") for n in ("integer", "integers")
+)
+IS_INTEGER: Final = frozenset({"is an integer", "is any integer", "an integer", "any integer", "integer", "are integers"})

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from jaxselftrain.answers.tables import (
     BINOMIALS,
+    CURRENCY_CODES,
     DISPLAYS,
     FONTS,
     FRACTIONS,
@@ -56,11 +57,14 @@ class Token(NamedTuple):
 END: Final = Token("", "", False)
 
 _GROUPED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:(?:\{,\}|,\\!|\\,|\\ |\\;|[\u00a0\u2009\u202f ])\s*\d{3})+)(?![\d,]\d)")
+_CURRENCY = re.compile(
+    rf"(?<![\w\\])(?:(?:US|CA|A)\\?\$|(?:{'|'.join(sorted(CURRENCY_CODES))})\.?)(?=[ ~]*\.?\d)"
+)  # USD 20, Rs. 20
 _NOT_DIGIT = re.compile(r"[^0-9]+")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _TOKEN = re.compile(
-    r"(?P<space>(?:\s|~|\\[,;:!> ]|&nbsp;|\\?\$|[€£¥¢])+)"
+    r"(?P<space>(?:\s|~|\\[,;:!> ]|&nbsp;|\\?\$|[€£¥¢₹₩₽])+)"
     r"|(?P<comma>[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?)"
     r"|(?P<num>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)\b))(?:[eE][+-]?\d+(?![\d.]))?)"
     r"|\\(?P<env>begin|end)\s*\{(?P<name>[a-zA-Z]+)\*?\}"
@@ -83,6 +87,7 @@ def tokens(text: str) -> list[Token]:
         text = _LOWERED.sub(lambda m: "_{" + m.group().translate(LOWERED) + "}", text).translate(UNICODE)
     if "\\" in text:
         text = _DROPPED.sub(" ", text)
+    text = _CURRENCY.sub(" ", text)
     if "," in text or " " in text or not text.isascii():
         text = _GROUPED.sub(lambda m: m.group(1) + _NOT_DIGIT.sub("", m.group(2)), text)
     found: list[Token] = []
@@ -111,7 +116,8 @@ def tokens(text: str) -> list[Token]:
         elif kind == "name":
             found.append(Token(match["env"], match["name"], spaced))
         elif kind == "word":
-            _add_letters(match.group(), spaced, found, at < len(text) and text[at].isdigit())
+            argument = bool(found) and found[-1].kind == "cmd" and len(match.group()) == 1  # \frac x2
+            _add_letters(match.group(), spaced, found, at < len(text) and text[at].isdigit() and not argument)
         elif kind == "cmd":
             at, spaced_out = _add_command(match["cmd"], text, at, spaced, found)
             if spaced_out:
@@ -182,7 +188,7 @@ def kind_of_run(run: str) -> str:
         return "const"
     if run in GREEK:
         return "sym"
-    if small in UNITS:
+    if small in UNITS or run in CURRENCY_CODES:
         return "unit"
     if _ATTACHED.fullmatch(run):
         return "product"

@@ -57,8 +57,9 @@ demo:
 	echo "seconds: install $$((installed - started)), run $$((trained - installed))," \
 	     "control $$((finished - trained)), together $$((finished - started))"
 
+# Two processes, a file of tests to each in turn: most of the time goes to compiling, which keeps one core busy.
 test: $(VENV)/.test
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "not long" $(ARGS)
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
 
 long: $(VENV)/.test
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long $(ARGS)

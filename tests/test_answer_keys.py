@@ -238,6 +238,8 @@ def test_an_equation_of_matrices_is_opaque_and_no_crash(answer):
         ("(x,y)=(1,2)", "(y,x)=(1,2)"), ("a:b=1:2", "b:a=1:2"), (r"(x,y) \in \{(1,2),(3,4)\}", r"(y,x) \in \{(1,2),(3,4)\}"),
         ("P(2)=3", "3"), ("P(2)=3", "1.5"), ("f(2)=3", "3"), ("f^{-1}(2)=3", "f^{-1}(1)=1.5"), ("f(2)=3, 4", "3, 4"),
         (r"x<1 \text{ and } x>3", r"x<1 \text{ or } x>3"), (r"x<1 \text{ and } x>3", r"x<1 \text{ and } x>4"),
+        (r"x=1 \text{ or } y=2", "x=1, y=2"), (r"x+y=1 \text{ or } x-y=3", "x+y=1, x-y=3"), (r"2x=5, x \in \mathbb{Z}", "2x=5"),
+        (r"\{x : x < 1, x > 3\}", r"\{x : x < 1 \text{ or } x > 3\}"),
         ("xy=x", "y=1"), ("xy=2", "y=1/x"), (r"\text{June 20}", r"\text{June 21}"), ("June 20", "20"), ("3 rs", "3"),
     ],
 )  # fmt: skip

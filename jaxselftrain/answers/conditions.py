@@ -48,9 +48,7 @@ def region_of(items: tuple[Tree, ...], separators: set[str], budget: Budget) -> 
     common = regions[0]
     for one in regions[1:]:
         common = intersection(common, one)
-    if not common and separators == {"and"}:
-        return None
-    return common or either
+    return common if separators == {"and"} else common or either
 
 
 def numbers_key(pieces: Region, name: str) -> str:

@@ -211,6 +211,8 @@ class _Statements(Expressions):
             name, ranges = first[1] if first[0] == "rel" and first[2] == ("in",) else (first, ("reals",))
             if name[0] != "sym":
                 raise Strange("set")
+            if condition[0] == "list":  # a comma is "and" here
+                condition = (*condition[:2], tuple("and" if separator in ",;" else separator for separator in condition[2]))
             return ("builder", name[1], ranges, condition)
         items = [first]
         while self.token.value in (",", ";"):

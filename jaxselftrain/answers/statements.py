@@ -64,7 +64,7 @@ def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budg
         separators = ("and",) * len(separators)
     if any(is_inequality(item) for item in items) or are_intervals(items):
         found = region_of(items, set(separators), budget)
-        if found is not None:
+        if found or (found is not None and set(separators) != {"and"}):  # nobody answers what contradicts itself
             return region_key(found)
         parts = [f"{','.join(sorted(variables(item)))}:{tree_key(item, budget)}" for item in items]
         return f"L:{'|'.join(sorted(set(separators)))}" + set_key(parts)
@@ -82,8 +82,9 @@ def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budg
             raise Strange("several solutions")  # x=1, y=2 or x=2, y=1: which value goes with which?
         if len(distinct) == len(pairs):
             keys = sorted(f"{name}={tree_key(value, budget)}" for name, value in pairs)
-            return f"a:{{{'|'.join(keys)}}}"
-    return set_key(_keys(items, budget))
+            return f"{'L:or' if 'or' in separators else 'a:'}{{{'|'.join(keys)}}}"  # x = 1 or y = 2 does not say both
+    either = "or" in separators and any(item[0] == "rel" for item in items)
+    return ("L:or" if either else "") + set_key(_keys(items, budget))
 
 
 def _keys(items: Iterable[Tree], budget: Budget) -> list[str]:
@@ -101,7 +102,8 @@ def _declared_key(items: tuple[Tree, ...], separators: tuple[str, ...], declared
     if len(declared) == 1 and all(is_inequality(item) and variables(item) == set(declared) for item in items):
         ((name, numbers),) = declared.items()
         return _builder_key(name, ("numbers", numbers), ("list", items, separators), budget)
-    if not set(declared.values()) <= {"Z", "R"} or any(is_inequality(item) for item in items):
+    equations = any(item[0] == "rel" and item[2] != ("equiv",) and _assigned(item) is None for item in items)
+    if not set(declared.values()) <= {"Z", "R"} or (equations and "Z" in declared.values()):  # 2x = 5 has no integer solution
         raise Strange("declared")
     return tree_key(items[0], budget) if len(items) == 1 else _list_key(items, separators, budget)
 

@@ -196,7 +196,15 @@ def test_any_thread_may_read(boxed_voter):
     assert not wrong and boxed_voter.read(["\\boxed{1}"]).keys == ["n:1"]  # the threads that used them first are gone
 
 
-def test_an_interrupt_leaves_no_stale_result(monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a program started by hand: test runners and shells may have started this process with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_leaves_no_stale_result(interruptible):
     with Voter(LINE, Vote(seconds=30)) as voter:
         voter.read(["1"])
         timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])

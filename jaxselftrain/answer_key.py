@@ -8,7 +8,7 @@ from jaxselftrain import answers
 from jaxselftrain.config import Questions
 from jaxselftrain.errors import UserError
 from jaxselftrain.questions import questions_with_rows
-from jaxselftrain.sources import as_text, value_at
+from jaxselftrain.sources import as_text, is_missing, value_at
 
 _ABSENT = object()
 
@@ -51,7 +51,7 @@ def load_answer_key(config: Questions) -> AnswerKey:
         if value is _ABSENT:
             continue
         found = True
-        text = "" if value is None else as_text(value, row.where, name).rpartition("####")[2].strip()
+        text = "" if is_missing(value) else as_text(value, row.where, name).rpartition("####")[2].strip()
         if text:
             gold[question.id] = text
     if not found:

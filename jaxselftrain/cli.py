@@ -168,6 +168,8 @@ def compare(
     from jaxselftrain.run_folder import make_folder
 
     if picture is not None:
+        if picture.suffix != ".png" or picture.is_dir():
+            raise UserError(f"--picture {picture}: name a file that ends in .png")
         make_folder(picture.absolute().parent)
     Console().print(comparison(runs))
     if picture is not None:

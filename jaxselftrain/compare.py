@@ -12,10 +12,9 @@ from rich.table import Table
 
 from jaxselftrain.errors import UserError
 from jaxselftrain.run_folder import EVALUATIONS
-from jaxselftrain.statistics import CONFIDENCE, paired_difference
+from jaxselftrain.statistics import BOOTSTRAP_SEED, CONFIDENCE, paired_difference
 
 MEASURES = {"avg": "avg@k", "maj": "maj@k", "pass": "pass@k", "greedy": "greedy"}
-BOOTSTRAP_SEED = 0
 
 
 def comparison(runs: Sequence[Path]) -> Table:

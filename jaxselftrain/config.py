@@ -82,6 +82,12 @@ class Fields(Section):
     )
     id: str | None = Field("id", description="field that holds the id; rows without one get a hash of their content")
 
+    @model_validator(mode="after")
+    def _apart(self):
+        if self.question == self.answer:
+            raise ValueError(f"question and answer are both {self.question}: the model would be asked its own gold answers")
+        return self
+
 
 class Questions(Section):
     source: Literal["jsonl", "parquet", "tfds", "reasoning_gym"] = Field("reasoning_gym", description="where questions come from")
@@ -279,7 +285,7 @@ class Runtime(Section):
 
 
 class Train(Section):
-    steps: int = _free(100, "updates of the policy", ge=0)
+    steps: int = _free(100, "updates of the policy", ge=1)
     seed: int = Field(0, ge=0, lt=2**31, description="seed of sampling and shuffling")
     folder: str = _free("runs/{name}", "run folder; {name} is the config file's name, {seed} the seed", min_length=1)
 

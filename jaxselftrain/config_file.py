@@ -84,7 +84,9 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 def sentence(error: ValidationError, root: type[BaseModel]) -> str:
     """The first problem that pydantic found in the values of a `root`, as one sentence."""
     problem = error.errors()[0]
-    name = ".".join(str(part) for part in problem["loc"]) or "the config"
+    # what follows the field's own name says which of its types was tried
+    location = [part for part in problem["loc"] if not str(part).startswith(("literal[", "constrained-")) and part != "bool"]
+    name = ".".join(str(part) for part in location) or "the config"
     if problem["type"] == "extra_forbidden":
         *sections, last = problem["loc"]
         known = list(_section_at(sections, root).model_fields)
@@ -95,6 +97,9 @@ def sentence(error: ValidationError, root: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"field {name} is required"
     message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    if len(location) < len(problem["loc"]):
+        words = [other["ctx"]["expected"] for other in error.errors() if other["type"] == "literal_error"]
+        message += "".join(f", or {word}" for word in words)
     if problem["type"] == "model_type":
         message = "must be a section, with fields of its own"
     if problem["type"] == "string_type" and isinstance(problem["input"], dict | list):  # `Q: {question}` is a mapping to YAML

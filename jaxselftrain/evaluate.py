@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,10 @@ from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits
 from jaxselftrain.run_folder import CONFIG, EVALUATIONS, make_folder, read_config, replace_text
 from jaxselftrain.sharding import check_mesh
-from jaxselftrain.statistics import Interval, intervals, render, scores
+from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, intervals, render, scores
 from jaxselftrain.step import compile_sample
 from jaxselftrain.voter import Voter
 
-BOOTSTRAP_SEED = 0
 BOXED = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -182,7 +182,8 @@ def run_evaluation(
     run = Path(target) if (Path(target) / CONFIG).is_file() else None
     config = _evaluation_config(target, run, questions, samples, overrides, config_path)
     folder = out or (run / EVALUATIONS if run else None)
-    assert config.evaluate.questions is not None
+    if config.evaluate.questions is None:
+        raise UserError("the config has no evaluate.questions; name a file with --questions")
     questions_asked, answer_key = load_questions(config.evaluate.questions), load_answer_key(config.evaluate.questions)
     parts = open_parts(config, cache=None)
     encoded = parts.encode(questions_asked, config.evaluate.questions.too_long)
@@ -194,10 +195,13 @@ def run_evaluation(
     if folder is not None:
         make_folder(folder)  # before what takes long, after what may be refused
     params, name = _weights(parts, run)
+    limits_told = partial(told_of_limits, settings=f"lower evaluate.batch (now {config.evaluate.batch}) or evaluate.samples")
     with Voter(config.answer, config.vote) as voter:
         evaluator = Evaluator(parts, encoded, answer_key, voter, width)
-        limits = told_of_limits(out or Path(target), f"lower evaluate.batch (now {config.evaluate.batch}) or evaluate.samples")
-        with limits, tqdm(total=len(encoded.tokens), desc="evaluating", unit="question", dynamic_ncols=True) as bar:
+        with (
+            limits_told(out or Path(target)),
+            tqdm(total=len(encoded.tokens), desc="evaluating", unit="question", dynamic_ncols=True) as bar,
+        ):
             evaluation = evaluator.run(params, tick=lambda done: bar.update(done - bar.n))
     title = f"{target}: {len(encoded.tokens)} questions, k = {config.evaluate.samples}, T = {config.evaluate.temperature:g}"
     Console().print(render({name: evaluation.summary}, title=title))
@@ -206,7 +210,8 @@ def run_evaluation(
         print(f"math-verify judges {checked.differs} of {checked.compared} answers differently; it failed on {checked.failed}")
     if folder is not None:
         label = name.replace(" ", "_") if out else f"{name.replace(' ', '_')}_command"
-        evaluation.write(folder, label)
+        with limits_told(folder):
+            evaluation.write(folder, label)
         print(f"results: {folder / label}.json, responses: {folder / label}.jsonl")
     return evaluation
 
@@ -223,6 +228,8 @@ def _evaluation_config(target, run, questions, samples, overrides, config_path) 
     elif questions is not None:
         prompt = {"format": "chat", "instruction": BOXED}
         values = parse_config({"questions": _file_source(questions), "prompt": prompt}).model_dump()
+    elif target.startswith(("/", ".")) and not Path(target).exists():
+        raise UserError(f"{target} does not exist: name a run folder or a model")
     else:
         raise UserError("name the questions to evaluate on: --questions FILE, or --config with evaluate.questions")
     evaluate = values["evaluate"]

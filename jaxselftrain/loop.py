@@ -31,7 +31,7 @@ from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import Question, QuestionOrder, load_questions, without_overlap
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Prompts, Rollouts
-from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, begin_folder
+from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, SUMMARY, begin_folder
 from jaxselftrain.sharding import check_mesh, named
 from jaxselftrain.start import Host, begin
 from jaxselftrain.step import compile_step, feedback_shardings
@@ -129,6 +129,10 @@ class Loop:
         questions = self.encoded.questions
         state, rollouts, votes, host = begin(self.parts, self.checkpoints, questions, width=self.width, say=self.say)
         resumed = bool(self.checkpoints.steps())
+        if not resumed and (self.folder / SUMMARY).is_file():
+            raise UserError(
+                f"{self.folder} holds a finished run without its checkpoints; put them back, or choose another train.folder"
+            )
         if not resumed and self.log.has_lines():
             self.say("there is no checkpoint yet: starting over")
         self.log.cut_back(host.step if resumed else -1)

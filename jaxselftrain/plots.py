@@ -61,7 +61,11 @@ def plot_run(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
             for number, (label, run) in enumerate(lines.items()):
                 _draw(axis, names, run, None if number == 0 else (label, GREYS[(number - 1) % len(GREYS)]))
             _frame(axis)
-        figure.savefig(out, format="png")
+        try:
+            figure.savefig(out, format="png")
+        except OSError as error:
+            Path(out).unlink(missing_ok=True)  # on a full disk it is half a picture
+            raise UserError(f"picture {out} cannot be written: {error.strerror}") from None
     return Path(out)
 
 

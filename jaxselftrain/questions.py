@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxselftrain.config import Questions
 from jaxselftrain.errors import UserError
-from jaxselftrain.sources import Row, as_text, read_rows, value_at
+from jaxselftrain.sources import Row, as_text, is_missing, read_rows, value_at
 
 _ABSENT = object()
 
@@ -78,7 +78,7 @@ def _plain(text: str) -> str:
 def _question(row: Row, config: Questions) -> Question:
     name = config.fields.question
     value = value_at(row.values, name, absent=_ABSENT)
-    if value is None:
+    if is_missing(value):
         raise UserError(f"{row.where}: field {name} (questions.fields.question) is null")
     if value is _ABSENT:
         raise UserError(f"{row.where}: there is no field {name} (questions.fields.question); it has {', '.join(row.values)}")
@@ -93,7 +93,7 @@ def _question(row: Row, config: Questions) -> Question:
     if not text.strip():
         raise UserError(f"{row.where}: field {name} is empty")
     given = value_at(row.values, config.fields.id) if config.fields.id else None
-    own_id = "" if given is None else as_text(given, row.where, str(config.fields.id)).strip()
+    own_id = "" if is_missing(given) else as_text(given, row.where, str(config.fields.id)).strip()
     return Question(id=own_id or _content_id(text, messages), text=text, messages=messages)
 
 

@@ -20,6 +20,9 @@ from jaxselftrain.config import Config, changed_fields, load_config, parse_confi
 from jaxselftrain.errors import UserError
 
 CONFIG, ENVIRONMENT, CHECKPOINTS, EVALUATIONS, LOCK = "config.yaml", "environment.json", "checkpoints", "evaluations", ".lock"
+SUMMARY = "summary.json"
+# What a start leaves that was killed before the folder became a run folder, which config.yaml, written last, makes it.
+BEGUN = {LOCK, ENVIRONMENT, f"{ENVIRONMENT}.tmp", f"{CONFIG}.tmp", "wandb_run"}
 PACKAGES = ("jaxselftrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 
 
@@ -40,7 +43,7 @@ def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run folder {folder} is a file; choose another train.folder")
     known = is_run_folder(folder)
-    if folder.is_dir() and not known and any(name != LOCK for name in os.listdir(folder)):
+    if folder.is_dir() and not known and not set(os.listdir(folder)) <= BEGUN:
         raise UserError(f"run folder {folder} holds other files and is no run folder; choose another train.folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,8 +96,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def begin_folder(folder: Path, config: Config, devices: list[str]) -> None:
-    """Writes config.yaml, and environment.json: versions, git commit, device kinds of the run's last start."""
-    replace_text(folder / CONFIG, to_yaml(config))
+    """Writes environment.json (versions, git commit, device kinds of the run's last start), then config.yaml."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -110,21 +112,28 @@ def begin_folder(folder: Path, config: Config, devices: list[str]) -> None:
         "command": sys.argv,
     }
     replace_text(folder / ENVIRONMENT, json.dumps(facts, indent=2) + "\n")
+    replace_text(folder / CONFIG, to_yaml(config))
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder for results; UserError when that cannot be."""
+    """Makes a folder for results; UserError when that cannot be, or nothing can be written into it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made a folder for results: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written to; name another folder for the results")
 
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file so that a kill leaves the old one or the new one, never half of it."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk it is half of the text
+        raise
 
 
 def _git_commit() -> str | None:

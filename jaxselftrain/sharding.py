@@ -6,6 +6,7 @@ vocabulary. Everything that varies by question is split over (data, fsdp).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -36,7 +37,7 @@ RULES = (  # the first match wins, and every parameter must have one
 
 def make_mesh(mesh: config.Mesh, devices: list | None = None) -> Mesh:
     """The (data, fsdp, tensor) mesh over all devices. Raises UserError when the axes do not multiply to their number."""
-    devices = jax.devices() if devices is None else devices
+    devices = _devices() if devices is None else devices
     inner = mesh.fsdp * mesh.tensor
     data = len(devices) // inner if mesh.data == -1 else mesh.data
     if data * inner != len(devices):
@@ -45,6 +46,18 @@ def make_mesh(mesh: config.Mesh, devices: list | None = None) -> Mesh:
             f"{len(devices)} devices there are; set mesh.data=-1 and choose fsdp and tensor that divide {len(devices)}"
         )
     return Mesh(np.asarray(devices).reshape(data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"))
+
+
+def _devices() -> list[jax.Device]:
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # a backend without its device, or one that is not installed
+        wanted = os.environ.get("JAX_PLATFORMS") or "none named"
+        text = " ".join(str(error).split())[:200] or "no reason given"
+        raise UserError(
+            f"JAX finds no device to run on (JAX_PLATFORMS: {wanted}; {text}); JAX_PLATFORMS=cpu runs on the CPU, and "
+            "`.[cuda]` or `.[tpu]` install the other backends"
+        ) from None
 
 
 def check_mesh(mesh: Mesh, architecture: Architecture, batches: Mapping[str, int]) -> None:

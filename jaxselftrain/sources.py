@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -46,6 +47,11 @@ def value_at(values: dict[str, Any], name: str, absent: Any = None) -> Any:
             return absent
         values = values[part]
     return values
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a field holds nothing: null, or the NaN that table programs write for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def as_text(value: Any, where: str, name: str) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 4000  # bootstrap draws: the ends of a 95% interval are known to about a twentieth of its width
 CONFIDENCE = 0.95
+BOOTSTRAP_SEED = 0
 BLOCK = 2**22  # indices drawn at a time, to bound memory
 
 EXPLANATIONS = {

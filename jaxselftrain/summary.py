@@ -8,16 +8,17 @@ from typing import Any
 
 from rich.console import Console
 
+from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import read_metrics
 from jaxselftrain.plots import plot_run
-from jaxselftrain.run_folder import EVALUATIONS, read_config, replace_text
+from jaxselftrain.run_folder import EVALUATIONS, SUMMARY, read_config, replace_text
 from jaxselftrain.statistics import render
 
-SUMMARY, PICTURE = "summary.json", "picture.png"
+PICTURE = "picture.png"
 
 
 def write_summary(folder: Path, *, compiled: dict[str, Any], memory: dict[str, float]) -> dict[str, Any]:
-    """summary.json: held-out metrics before and after, and what the run cost.
+    """summary.json: held-out metrics before and after (empty without an evaluation after step 0), and what the run cost.
 
     `seconds` is the wall time of all the processes that worked on the run, `split` sums the seconds of its logged steps;
     `compiled` (times and seconds of each program) and `peak_memory_gib` are of the process that finished it.
@@ -26,7 +27,7 @@ def write_summary(folder: Path, *, compiled: dict[str, Any], memory: dict[str, f
     evaluated = [line for line in lines if "heldout/avg" in line]
     last = lines[-1] if lines else {}
     summary: dict[str, Any] = {"steps": int(last.get("step", 0)), "seconds": round(last.get("elapsed_seconds", 0.0), 1)}
-    for name, line in (("before", evaluated[:1]), ("after", evaluated[-1:])):
+    for name, line in (("before", evaluated[:1]), ("after", evaluated[1:][-1:])):
         summary[name] = {key.removeprefix("heldout/"): value for key, value in (line[0] if line else {}).items() if "/" in key}
     times = ("device_seconds", "voter_seconds", "host_seconds", "heldout/seconds")
     summary["split"] = {name: round(sum(line.get(name, 0.0) for line in lines), 2) for name in times}
@@ -42,10 +43,17 @@ def show_summary(folder: Path) -> None:
     evaluated = [int(line["step"]) for line in lines if "heldout/avg" in line]
     if evaluated:
         files = {step: folder / EVALUATIONS / f"step_{step:06d}.json" for step in (evaluated[0], evaluated[-1])}
-        columns = {f"step {step}": json.loads(file.read_text(encoding="utf-8")) for step, file in files.items() if file.is_file()}
+        columns = {f"step {step}": _read_json(file) for step, file in files.items() if file.is_file()}
         title = f"held-out questions, k = {config.evaluate.samples}, reward: {config.reward.source}"
         console.print(render(columns, title=title))
     if len(lines) > 1:
         plot_run({config.reward.source: folder}, folder / PICTURE, title=f"{folder.name}: reward from {config.reward.source}")
         print(f"picture: {folder / PICTURE}")
     print(f"run folder: {folder}")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{file} is damaged; run `jaxselftrain evaluate` on the run again") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -13,8 +15,8 @@ from jaxselftrain.config import Config
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.loop import Loop, Report
 from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
-from jaxselftrain.run_folder import close_folder, keep_decided, open_folder
-from jaxselftrain.summary import SUMMARY, show_summary, write_summary
+from jaxselftrain.run_folder import SUMMARY, close_folder, keep_decided, open_folder
+from jaxselftrain.summary import show_summary, write_summary
 
 
 def train(
@@ -57,6 +59,8 @@ def run(config: Config, folder: Path) -> None:
                 "held-out avg": report.metrics.get("heldout/avg"),
             }
             bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items() if value is not None})
-    if report is not None or not (folder / SUMMARY).is_file():
-        write_summary(folder, compiled=compiled.summary(), memory=peak_memory_gib())
+    cost: dict[str, Any] = {"compiled": compiled.summary(), "peak_memory_gib": peak_memory_gib()}
+    if report is None and (folder / SUMMARY).is_file():  # nothing was left to do: the cost is that of who did it
+        cost |= json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    write_summary(folder, compiled=cost["compiled"], memory=cost["peak_memory_gib"])
     show_summary(folder)

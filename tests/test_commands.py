@@ -1,12 +1,17 @@
 """evaluate and export on a finished run, against torch transformers."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from runs import command, lines, make_run, write_config, write_questions
+from runs import command, environment, lines, make_run, write_config, write_questions
 from small_models import save_folder, torch_model
+
+from jaxselftrain.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +93,19 @@ def test_reading_a_run_that_trains_clears_nothing_away(run, tmp_path):
         half.rmdir()
 
 
-def test_a_damaged_checkpoint_is_named(run, tmp_path):
+def _without_arrays(state):
+    shutil.rmtree(state)
+
+
+def _with_arrays_cut_short(state):
+    for file in (path for path in state.rglob("*") if path.is_file() and "/d/" in str(path)):
+        os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [_without_arrays, _with_arrays_cut_short])
+def test_a_damaged_checkpoint_is_named(run, tmp_path, damage):
     shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2" / "state")
+    damage(tmp_path / "run" / "checkpoints" / "2" / "state")
     for arguments in (["export", str(tmp_path / "run"), str(tmp_path / "x")], ["evaluate", str(tmp_path / "run")]):
         code, _, err = command(*arguments)
         assert code == 2 and "checkpoint of step 2" in err and "is damaged" in err and "Traceback" not in err
@@ -125,3 +140,39 @@ def test_an_output_that_is_a_file_is_told_before_the_work(run, tmp_path):
     (tmp_path / "taken").write_text("")
     code, out, err = command("evaluate", str(run), "--out", str(tmp_path / "taken"))
     assert code == 2 and "cannot be made a folder" in err and "avg@k" not in out
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["evaluate", "{run}", "evaluate.questions=null"], "the config has no evaluate.questions"),
+        (["evaluate", "/nowhere"], "/nowhere does not exist: name a run folder or a model"),
+        (["compare", "{run}", "--picture", "{tmp}"], "name a file that ends in .png"),
+        (["compare", "{run}", "--picture", "{tmp}/p.txt"], "name a file that ends in .png"),
+        (["evaluate", "{run}", "--out", "/proc/none", "evaluate.batch=8"], "/proc/none cannot be made a folder for results"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_wrong(run, tmp_path, capsys, arguments, says):
+    assert main([part.format(run=run, tmp=tmp_path) for part in arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_full_disk_after_an_evaluation_gets_a_sentence(run, tmp_path):
+    limit = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64)); from jaxselftrain.cli import main; "
+             "sys.exit(main(sys.argv[1:]))")  # fmt: skip
+    arguments = ["evaluate", str(run), "--samples", "1", "--out", str(tmp_path / "out"), "runtime.compilation_cache=false"]
+    done = subprocess.run(
+        [sys.executable, "-c", limit, *arguments], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "no room on the disk" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert "avg@k" in done.stdout and list((tmp_path / "out").iterdir()) == []
+
+
+def test_no_device_gets_a_sentence(run):
+    code = "import sys; from jaxselftrain.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "evaluate", str(run)],
+        env={**environment(), "JAX_PLATFORMS": "cuda"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "JAX finds no device to run on (JAX_PLATFORMS: cuda" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -188,6 +188,11 @@ def test_overrides_reach_every_kind_of_field(tmp_path):
         ("questions.path.x=1", "override 'questions.path.x=1': path is a value, not a section"),
         ("vote.sampels=8", "unknown field vote.sampels (value 8); did you mean vote.samples?"),
         ("vote.samples=1", "vote.samples = 1: input should be greater"),
+        ("questions.fields.question=answer", "questions.fields: question and answer are both answer"),
+        ("train.steps=0", "train.steps = 0: input should be greater"),
+        ("update.micro_batches=Auto", "update.micro_batches = 'Auto': input should be a valid integer"),
+        ("update.micro_batches=Auto", ", or 'auto'"),
+        ("model.remat=Auto", "model.remat = 'Auto': input should be a valid boolean"),
         ("vote=", "vote = None: must be a section"),
     ],
 )

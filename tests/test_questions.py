@@ -64,6 +64,7 @@ def test_rows_without_an_id_get_one_from_their_content_alone(tmp_path):
         ([{"question": "a"}, {"question": "b"}, {"question": "a"}], "stands twice: {file}:1 and {file}:3"),
         ([{"text": "a", "n": 1}], "{file}:1: there is no field question (questions.fields.question); it has text, n"),
         ([{"question": None}], "{file}:1: field question (questions.fields.question) is null"),
+        ([{"question": float("nan")}], "{file}:1: field question (questions.fields.question) is null"),  # as pandas writes it
         ([{"question": " \n"}], "{file}:1: field question is empty"),
         ([{"question": {"a": 1}}], "{file}:1: field question must be text or a number, not dict"),
         ([{"question": "a", "id": [1]}], "{file}:1: field id must be text or a number, not list"),

@@ -30,7 +30,8 @@ def test_greedy_text_equals_torch_for_twenty_prompts_of_different_lengths():
     ours, lengths = greedy(tokens, end=tokenizer.eos_ids[0], pieces=tokenizer.token_bytes())
     theirs = torch_greedy(tokens, end=tokenizer.eos_ids[0])
     for row, length, want in zip(ours, lengths, theirs, strict=True):
-        assert row[:length].tolist() == want[:length]
+        end = next((place + 1 for place, token in enumerate(want) if token == tokenizer.eos_ids[0]), LENGTH)
+        assert length == end and row[:length].tolist() == want[:length]
     assert (lengths == LENGTH).sum() > 10
 
 

@@ -1,6 +1,7 @@
 """The host loop: what a run leaves behind, resume after kills and signals, what gold answers may touch, and bad input."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -246,3 +247,36 @@ def test_a_folder_of_other_things_is_refused(home, finished, tmp_path):
     with pytest.raises(UserError, match="holds other files"):
         list(train(config_in(home, tmp_path), tmp_path / "run"))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_start_that_was_killed_half_way_is_started_again(home, finished, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", "environment.json", "config.yaml.tmp"):  # config.yaml comes last
+        (run / name).write_text("{}")
+    steps = train(config_in(home, tmp_path), run, say=lambda text: None)
+    assert next(steps).step == 0 and (run / "config.yaml").is_file()
+    steps.close()
+
+
+def test_steps_lowered_to_where_the_run_stopped_leave_nothing_to_compare(home, tmp_path):
+    arguments = ["train", str(home / "config.yaml"), f"train.folder={tmp_path / 'run'}", "evaluate.every=0"]
+    process = start(*arguments, "train.steps=400", "checkpoint.every=1")
+    wait_for_step(tmp_path / "run", 1, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    stopped = lines(tmp_path / "run")[-1]["step"]
+    code, _, err = command(*arguments, f"train.steps={stopped}")
+    assert code == 0 and "there is nothing left to do" in err, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == stopped and summary["before"] and summary["after"] == {}
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_started_over(home, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    code, _, err = command("train", str(home / "config.yaml"), f"train.folder={tmp_path / 'run'}")
+    assert code == 2 and "holds a finished run without its checkpoints" in err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before

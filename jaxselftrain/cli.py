@@ -1,10 +1,13 @@
-"""Takes a command line, gives an exit code: 0 finished, 2 something for the user to change, 75 saved and resumable.
+"""Takes a command line, gives an exit code: 0 finished, 2 something to change, 75 saved and resumable, 141 output unread.
 
 No command is imported before it runs, so that `--help` answers at once and takes no accelerator.
 """
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,6 +20,7 @@ from jaxselftrain import __version__
 from jaxselftrain.errors import Resumable, UserError
 
 WRONG, RESUMABLE, INTERRUPTED = 2, 75, 130
+CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program that stops because nobody reads its output
 
 app = typer.Typer(
     add_completion=False,
@@ -181,6 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (sys.argv when None) and returns its exit code; unexpected exceptions pass through."""
     try:
         code = app(args=arguments, prog_name="jaxselftrain", standalone_mode=False)
+        sys.stdout.flush()  # here, where what it raises is understood, and not while Python shuts down
     except UserError as error:
         return _complain(str(error))
     except typer.TyperException as error:  # a wrong command line
@@ -190,7 +195,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return RESUMABLE
     except typer.Abort:
         return INTERRUPTED
+    except OSError as error:
+        return _unwritten(error)
+    except SystemExit as stopped:  # rich and typer make one of a closed pipe
+        if not isinstance(stopped.__context__, BrokenPipeError):
+            raise
+        return _unwritten(stopped.__context__)
     return code if isinstance(code, int) else 0
+
+
+def _unwritten(error: OSError) -> int:
+    """The exit code for output that nobody reads any more, or that has no room; every other error passes through."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not full and not isinstance(error, BrokenPipeError):
+        raise error
+    if error.filename is None:  # what is still to be printed would raise once more at Python's exit
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, io.UnsupportedOperation):
+            pass
+    if not full:
+        return CLOSED_PIPE
+    where = "the output" if error.filename is None else str(error.filename)
+    return _complain(f"{where} cannot be written: {error.strerror}; free some space or write elsewhere")
 
 
 def _complain(sentence: str) -> int:

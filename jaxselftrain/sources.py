@@ -10,6 +10,8 @@ import json
 import math
 import random
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +37,12 @@ def read_rows(config: Questions) -> Iterator[Row]:
     if config.source == "reasoning_gym":
         return _generated(config)
     read = {"jsonl": _jsonl, "parquet": _parquet, "tfds": _tfds}[config.source]
-    return itertools.islice(_some(read(config), config.path), config.count)
+    return itertools.islice(_some(read(config), f"questions.path = {config.path}"), config.count)
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """The rows of a JSONL file that no setting names; at least one. Raises UserError naming the file, and the line."""
+    return _some(_json_lines(path, str(path)), str(path))
 
 
 def value_at(values: dict[str, Any], name: str, absent: Any = None) -> Any:
@@ -71,10 +78,10 @@ def as_text(value: Any, where: str, name: str) -> str:
     raise UserError(f"{where}: field {name} must be text or a number, not {type(value).__name__}")
 
 
-def _some(rows: Iterator[Row], path: str | None) -> Iterator[Row]:
+def _some(rows: Iterator[Row], named: str) -> Iterator[Row]:
     first = next(rows, None)
     if first is None:
-        raise UserError(f"questions.path = {path}: there is not one row in it")
+        raise UserError(f"{named}: there is not one row in it")
     yield first
     yield from rows
 
@@ -92,7 +99,10 @@ def _file(config: Questions) -> Path:
 
 
 def _jsonl(config: Questions) -> Iterator[Row]:
-    path = _file(config)
+    return _json_lines(_file(config), f"questions.path = {config.path}")
+
+
+def _json_lines(path: Path, named: str) -> Iterator[Row]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -101,18 +111,29 @@ def _jsonl(config: Questions) -> Iterator[Row]:
                 if line.strip():
                     yield Row(f"{path}:{number}", _json_object(line, f"{path}:{number}"))
     except OSError as error:
-        raise UserError(f"questions.path = {config.path} cannot be read: {error.strerror or error}") from None
+        raise UserError(f"{named} cannot be read: {error.strerror or error}") from None
 
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise UserError(f"{where}: key {twice[:80]!r} stands twice in one object; only the last would count")
+        return values
+
     try:
-        values = json.loads(line.decode("utf-8").rstrip("\r\n"))  # else an error at its end is in column 1
+        text = line.decode("utf-8").rstrip("\r\n")  # else an error at its end is in column 1
+        values = json.loads(text, object_pairs_hook=once)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: byte {error.start + 1} of the line is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: malformed JSON at column {error.colno}: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; brackets without end
-        raise UserError(f"{where}: malformed JSON: {error}") from None
+    except ValueError:
+        most = sys.get_int_max_str_digits()
+        raise UserError(f"{where}: malformed JSON: an integer of more than {most} digits; write it as a string") from None
+    except RecursionError:
+        raise UserError(f"{where}: malformed JSON: brackets are nested too deep") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: each line must be one JSON object, not {type(values).__name__}")
     return values

@@ -12,16 +12,22 @@ from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
 
-from jaxselftrain.config import Config, Questions, override_config, parse_config
+from jaxselftrain.config import Answer, Config, parse_config
+from jaxselftrain.config import Vote as VoteSettings
+from jaxselftrain.config_file import apply_override
 from jaxselftrain.errors import UserError
 from jaxselftrain.rewards import agreement
 from jaxselftrain.run_folder import replace_text
-from jaxselftrain.sources import as_text, read_rows
+from jaxselftrain.sources import as_text, read_jsonl
 from jaxselftrain.voter import Voter
 from jaxselftrain.votes import Vote, vote
 
 TABLE_ROWS = 40  # questions shown; the output file holds all
 SHOWN_CHARACTERS = 60  # of an answer in the table
+SETTINGS = (
+    *(f"answer.{name}" for name in Answer.model_fields),
+    *(f"vote.{name}" for name in VoteSettings.model_fields if name != "samples"),  # the file says how many there are
+)
 
 
 class Completions(NamedTuple):
@@ -47,7 +53,9 @@ def run_vote(*, file: Path, format: str | None, pattern: str | None, overrides: 
     Raises UserError for settings as everywhere, and for a line that is no question with completions, by file and line.
     """
     config = _settings(file, format, pattern, overrides)
-    if not file.is_file():
+    if file.is_dir():
+        raise UserError(f"{file} is a folder; name a JSONL file whose lines hold id and completions")
+    if not file.exists():
         raise UserError(f"{file} does not exist; name a JSONL file whose lines hold id and completions")
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: the folder {output.parent} does not exist")
@@ -55,8 +63,12 @@ def run_vote(*, file: Path, format: str | None, pattern: str | None, overrides: 
         raise UserError(f"--output {output} is no ordinary file; name one to write")
     if output is not None and output.exists() and output.samefile(file):
         raise UserError(f"--output {output} is the file of completions itself; name another one")
-    questions = read_completions(config.questions)
-    ballots = list(count_votes(questions, config))
+    ballots = list(count_votes(read_completions(file), config))
+    if output is not None:  # before anything is printed: what reads the table may be gone
+        try:
+            replace_text(output, "".join(json.dumps(_row(ballot)) + "\n" for ballot in ballots))
+        except OSError as error:
+            raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
     Console().print(_table(ballots, title=file.name))
     given_up = sum(ballot.killed for ballot in ballots)
     if given_up:
@@ -64,24 +76,22 @@ def run_vote(*, file: Path, format: str | None, pattern: str | None, overrides: 
             f"completions given up: {given_up} (reading one took over vote.seconds = {config.vote.seconds:g} or broke the worker)"
         )
     if output is not None:
-        try:
-            replace_text(output, "".join(json.dumps(_row(ballot)) + "\n" for ballot in ballots))
-        except OSError as error:
-            raise UserError(f"--output {output} cannot be written: {error.strerror}") from None
         print(f"votes: {output}")
 
 
-def read_completions(source: Questions) -> list[Completions]:
+def read_completions(file: Path) -> list[Completions]:
     """The questions of a JSONL file in order. Raises UserError with file and line."""
     questions: list[Completions] = []
     lines: dict[str, str] = {}
-    for where, values in read_rows(source):
+    for where, values in read_jsonl(file):
         for name in ("id", "completions"):
             if name not in values:
                 raise UserError(f"{where}: there is no field {name}; a line holds id and completions, a list of strings")
         texts = values["completions"]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{where}: field completions must be a list of strings")
+        if not isinstance(values["id"], str | int) or isinstance(values["id"], bool):
+            raise UserError(f"{where}: field id must be a string or an integer, not {type(values['id']).__name__}")
         id = as_text(values["id"], where, "id")
         if id in lines:
             raise UserError(f"{where}: id {id[:80]!r} is also that of {lines[id]}; give each question one line")
@@ -110,10 +120,33 @@ def count_votes(questions: list[Completions], config: Config) -> Iterator[Ballot
 
 
 def _settings(file: Path, format: str | None, pattern: str | None, overrides: tuple[str, ...]) -> Config:
-    values: dict[str, Any] = {"questions": {"source": "jsonl", "path": str(file)}, "answer": {}}
-    if format is not None or pattern is not None:
-        values["answer"] = {"format": format or "regex", "pattern": pattern}
-    return override_config(parse_config(values, "the command line"), overrides)
+    """The config of the command line. Raises UserError for a setting unknown, idle here or given in two ways."""
+    given: dict[str, Any] = {}
+    values: dict[str, Any] = {"questions": {"source": "jsonl", "path": str(file)}}  # no config is without; read here is the file
+    for override in overrides:
+        apply_override(given, override)
+        apply_override(values, override)
+    options = {"format": format or (None if pattern is None else "regex"), "pattern": pattern}
+    answer = {name: value for name, value in options.items() if value is not None}
+    if isinstance(given.get("answer", {}), dict):
+        values["answer"] = answer | given.get("answer", {})
+    config = parse_config(values, "the command line")
+    for name in _leaves(given):
+        if name not in SETTINGS:
+            raise UserError(f"{name} changes nothing here; the settings that do are {', '.join(SETTINGS)}")
+    for name, option in (("format", format), ("pattern", pattern)):
+        if option is not None and name in given.get("answer", {}):
+            raise UserError(f"--{name} and answer.{name} are the same setting; give one of them")
+    return config
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of the settings in nested dicts."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _row(ballot: Ballot) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from jaxselftrain.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from jaxselftrain.config import Answer, Vote
+
+MAX_CHARACTERS = 2**20  # of a response; 32,000 tokens are about 200,000
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Reading:
 class Voter:
     """Reads answers in `vote.workers` processes, with one more warm to replace a killed one at once (see WorkerPool).
 
-    Usable from any thread and in notebooks, several at a time. Close it, or use it as a context manager; when this process
-    dies, the workers end by themselves. Raises UserError when `answer.pattern` does not compile.
+    Usable from any thread and in notebooks, several at a time. Close it, or use it as a context manager; the workers also
+    end when it is garbage, and when this process dies. Raises UserError when `answer.pattern` does not compile.
     """
 
     def __init__(self, answer: Answer, vote: Vote):
@@ -35,12 +37,16 @@ class Voter:
         settings = {"answer": answer.model_dump(mode="json")}
         self._pool = WorkerPool("jaxselftrain.voter_worker", settings, workers=vote.workers, seconds=vote.seconds)
 
-    def read(self, texts: Sequence[str]) -> Reading:
+    def read(self, texts: Iterable[str]) -> Reading:
         """Answers and keys of `texts`. Equal texts are read once, also across calls.
 
-        A text that takes more than `vote.seconds` gets key None and is counted in `killed`; the others are unaffected.
+        A text that takes more than `vote.seconds` gets key None and is counted in `killed`; the others are unaffected. One
+        of more than MAX_CHARACTERS states no answer and is not looked at. Raises TypeError for what is no list of strings,
+        RuntimeError in a forked child of the process that made this Voter.
         """
-        found = self._pool.run(texts)
+        given = _checked(texts)
+        # An empty text stands for those too long: it states no answer in any format.
+        found = self._pool.run([text if len(text) <= MAX_CHARACTERS else "" for text in given])
         return Reading(
             keys=[None if result is None else result[1] for result in found],
             answers=[None if result is None else result[0] for result in found],
@@ -52,7 +58,7 @@ class Voter:
         return self._pool.pids()
 
     def close(self) -> None:
-        """End all workers; no process is left behind. May be called more than once."""
+        """End all workers; no process is left behind. May be called more than once; waits for a `read` in another thread."""
         self._pool.close()
 
     def __enter__(self) -> Voter:
@@ -60,3 +66,13 @@ class Voter:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _checked(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"Voter.read takes a list of strings, not {type(texts).__name__}: put a single response in a list")
+    given = list(texts)
+    for index, text in enumerate(given):
+        if not isinstance(text, str):
+            raise TypeError(f"Voter.read takes a list of strings, and texts[{index}] is {type(text).__name__}")
+    return given

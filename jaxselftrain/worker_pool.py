@@ -16,9 +16,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ class WorkerPool:
     """Runs texts through `workers` persistent processes, with one more warm to replace a killed one at once.
 
     `module` is what they run: one whose main calls `voter_worker.serve`; `settings` go to it as JSON; `seconds` is the
-    wall-clock limit for one text. Usable from any thread (calls take turns) and in notebooks; the main module is not
-    imported again. Close it, or use it as a context manager; when this process dies, the workers end by themselves.
-    Linux and macOS: UserError elsewhere.
+    wall-clock limit for one text, from the moment it is next to be sent to a worker that is up: sending counts, a worker's
+    start does not. Usable from any thread (calls take turns) and in notebooks; the main module is not imported again. Close
+    it, or use it as a context manager; the workers also end when the pool is garbage, and by themselves when this process
+    dies. A forked child must make its own. Linux and macOS: UserError elsewhere.
     """
 
     def __init__(self, module: str, settings: Mapping[str, Any], *, workers: int, seconds: float):
@@ -57,13 +59,16 @@ class WorkerPool:
             self._start()
         self._workers: list[_Worker] = []
         self._count = workers
+        self._pid = os.getpid()
+        self._end = weakref.finalize(self, _end, self._pid, self._starter, self._starting, self._workers)
 
     def run(self, texts: Sequence[str]) -> list[Any | None]:
         """The results of `texts`, in their order; equal texts are worked on once, also across calls.
 
         None for a text that was given up: it took more than `seconds`, failed, or broke two workers. The others are
-        unaffected. Raises ChildProcessError when no worker can be started.
+        unaffected. Raises ChildProcessError when no worker can be started, RuntimeError in a forked child.
         """
+        self._refuse_forks()
         with self._lock:
             if self._closed:
                 raise ValueError("this pool of workers is closed")
@@ -86,24 +91,22 @@ class WorkerPool:
 
     def pids(self) -> list[int]:
         """Process ids of the workers that are up, the warm one included; for diagnosis."""
+        self._refuse_forks()
         with self._lock:
             started = [future.result() for future in self._starting if future.done() and future.exception() is None]
             return [worker.process.pid for worker in [*self._workers, *started]]
 
     def close(self) -> None:
-        """End all workers; no process is left behind. May be called more than once."""
+        """End all workers; no process is left behind. May be called more than once. A `run` in another thread ends first.
+
+        In a forked child it does nothing: the workers are the parent's.
+        """
+        if os.getpid() != self._pid:  # before the lock, which another of the parent's threads may have held at the fork
+            return
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
-            self._starter.shutdown(wait=True, cancel_futures=True)
-            for future in self._starting:
-                if not future.cancelled() and future.exception() is None:
-                    self._workers.append(future.result())
-            self._starting.clear()
-            for worker in self._workers:
-                worker.kill()
-            self._workers.clear()
+            self._end()
+            self._starter.shutdown(wait=True)  # a worker that was starting is ended as soon as it is up
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -111,21 +114,33 @@ class WorkerPool:
     def __exit__(self, *exception) -> None:
         self.close()
 
+    def _refuse_forks(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                f"these voter workers belong to process {self._pid} and this is its forked child {os.getpid()}: "
+                "make a new Voter here, after the fork"
+            )
+
     def _run(self, texts: list[str]) -> dict[str, Any | None]:
         """Hand out chunks, collect results and watch the clocks until every text has a result; None: given up."""
         results: dict[str, Any | None] = {}
         waiting = deque(_chunks(texts, math.ceil(len(texts) / self._count)))
-        broke_one: set[str] = set()  # texts that a worker died on; once may be anybody's fault, such as an operator's
+        # Texts that a worker died on, with what is left of their time; once may be anybody's fault, such as an operator's.
+        broke_one: dict[str, float] = {}
         unbegun: Counter[str] = Counter()  # how often a text was sent to a worker that was already dying
         try:
             while len(results) < len(texts):
+                started = time.monotonic()
                 self._fill(len(waiting))
                 for worker in self._workers:
+                    worker.was_not_served(time.monotonic() - started)
+                for worker in self._workers:
                     if waiting and not worker.chunk:
-                        worker.send(waiting.popleft(), self._seconds)
+                        chunk = waiting.popleft()
+                        worker.send(chunk, broke_one.get(chunk[0], self._seconds))
                 lost = [
                     worker
-                    for worker in _ready([w for w in self._workers if w.chunk], wait=True)
+                    for worker in _ready([w for w in self._workers if w.chunk])
                     if not worker.advance(results, self._seconds)
                 ]
                 for worker in lost:
@@ -133,12 +148,12 @@ class WorkerPool:
                     if text in broke_one or unbegun[text] > self._count:  # all workers and the warm one may die at once
                         results[worker.chunk.popleft()] = None
                     elif worker.began:
-                        broke_one.add(text)
+                        broke_one[text] = max(0.0, worker.deadline - time.monotonic())
                     else:
                         unbegun[text] += 1
                 overdue = [w for w in self._workers if w.chunk and w not in lost and time.monotonic() >= w.deadline]
                 # Only a worker with nothing to say is late: results that wait in the pipe were in time.
-                late = [worker for worker in overdue if not _ready([worker], wait=False)]
+                late = [worker for worker in overdue if not worker.has_spoken()]
                 for worker in late:
                     results[worker.chunk.popleft()] = None
                 for worker in lost + late:
@@ -207,7 +222,7 @@ class _Worker:
         self._unsent = memoryview(settings)
         self._received = b""
         while True:
-            alive = bool(_ready([self], wait=True)) and self._transfer()
+            alive = bool(_ready([self])) and self._transfer()
             if self._received.endswith(b"\n"):
                 break
             if not alive:
@@ -218,11 +233,11 @@ class _Worker:
         self._received = b""
 
     def send(self, texts: list[str], seconds: float) -> None:
-        """Give an idle worker its next texts; the clock of the first one starts."""
+        """Give an idle worker its next texts; the clock of the first one, `seconds`, starts and runs while it is being sent."""
+        self.deadline = time.monotonic() + seconds
         self.chunk.extend(texts)
         self.began = False
         self._unsent = memoryview(_line(texts))
-        self.deadline = time.monotonic() + seconds
 
     def advance(self, results: dict[str, Any | None], seconds: float) -> bool:
         """Take what the pipes have to offer: results go to `results`, and each restarts the clock. False: the worker died."""
@@ -234,9 +249,19 @@ class _Worker:
                 self.began = True
                 continue
             results[self.chunk.popleft()] = result
-        if lines or self._unsent:
-            self.deadline = time.monotonic() + seconds
+            self.deadline = time.monotonic() + seconds  # of the next text, and of nothing else: each has one deadline
         return alive or not self.chunk
+
+    def was_not_served(self, seconds: float) -> None:
+        """A text that is half sent does not pay for the time in which this process waited for another worker's start."""
+        if self._unsent:
+            self.deadline += seconds
+
+    def has_spoken(self) -> bool:
+        """Whether there is something to read from the worker, were it only that it died."""
+        poll = select.poll()
+        poll.register(self._from, select.POLLIN)
+        return bool(poll.poll(0))
 
     def wants(self) -> list[tuple[int, int]]:
         """(file descriptor, poll event) to wait for."""
@@ -271,8 +296,26 @@ class _Worker:
         return bool(received)
 
 
-def _ready(workers: list[_Worker], *, wait: bool) -> list[_Worker]:
-    """The workers whose pipes can be served now; `wait`: until there is one or the first deadline passes."""
+def _end(pid: int, starter: ThreadPoolExecutor, starting: deque[Any], workers: list[_Worker]) -> None:
+    """End what a pool started; waits for nothing but the dead. Runs when it is closed, garbage, or at the interpreter's exit."""
+    if os.getpid() != pid:  # the exit of a forked child, whose parent goes on using them
+        return
+    starter.shutdown(wait=False, cancel_futures=True)
+    for future in starting:
+        future.add_done_callback(_end_started)  # at once where it is done
+    for worker in workers:
+        worker.kill()
+    starting.clear()
+    workers.clear()
+
+
+def _end_started(future: Future[_Worker]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().kill()
+
+
+def _ready(workers: list[_Worker]) -> list[_Worker]:
+    """The workers whose pipes can be served, as soon as there is one; none when the first deadline passes before that."""
     poll = select.poll()  # select() cannot take the high file descriptors of a process with many files
     owner = {}
     for worker in workers:
@@ -280,7 +323,7 @@ def _ready(workers: list[_Worker], *, wait: bool) -> list[_Worker]:
             poll.register(descriptor, event)
             owner[descriptor] = worker
     first = min((worker.deadline for worker in workers), default=0.0)
-    events = poll.poll(1000 * max(0.0, first - time.monotonic()) + 1 if wait else 0)
+    events = poll.poll(1000 * max(0.0, first - time.monotonic()) + 1)
     return list(dict.fromkeys(owner[descriptor] for descriptor, _ in events))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import types
@@ -152,6 +154,32 @@ def test_help_explains_itself(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for part in ("without answers", "2505.21444", "train configs/quickstart.yaml", "evaluate", "export", "docs/"):
         assert part in text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "CONFIG", "--print-config"], ["vote", "VOTES"]])
+def test_output_without_a_reader_or_without_room_is_no_traceback(arguments, config, tmp_path):
+    (tmp_path / "votes.jsonl").write_text('{"id": 1, "completions": ["\\\\boxed{4}"]}\n')
+    places = {"CONFIG": str(config), "VOTES": str(tmp_path / "votes.jsonl")}
+    command = [sys.executable, "-m", "jaxselftrain.cli", *(places.get(argument, argument) for argument in arguments)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (cli.CLOSED_PIPE, "")
+    if os.path.exists("/dev/full"):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("jaxselftrain: error: the output cannot be written: No space left on device")
+
+
+def test_a_full_disk_names_the_file_and_other_errors_of_files_keep_their_traceback(config, stand_in, capsys):
+    stand_in("jaxselftrain.train", "run", OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"))
+    assert cli.main(["train", str(config)]) == 2
+    assert "runs/a/metrics.jsonl cannot be written: No space left on device" in the_sentence(capsys)
+    stand_in("jaxselftrain.train", "run", PermissionError(errno.EACCES, "a bug"))
+    with pytest.raises(PermissionError, match="a bug"):
+        cli.main(["train", str(config)])
 
 
 def test_as_a_program():

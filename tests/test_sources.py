@@ -52,8 +52,9 @@ def test_jsonl_gives_back_the_written_records_and_their_lines(tmp_path):
         (b'["a"]', "one JSON object, not list"),
         (b'"a"', "one JSON object, not str"),
         (b'{"question": "\xff"}', "byte 15 of the line is not UTF-8"),
-        (b'{"n": ' + b"9" * 5000 + b"}", "malformed JSON"),
-        (b"[" * 100_000, "malformed JSON"),
+        (b'{"n": ' + b"9" * 5000 + b"}", "malformed JSON: an integer of more than 4300 digits; write it as a string"),
+        (b"[" * 100_000, "malformed JSON: brackets are nested too deep"),
+        (b'{"question": "a", "question": "b"}', "key 'question' stands twice"),
     ],
 )
 def test_a_bad_jsonl_line_is_named_by_file_and_line(tmp_path, line, says):

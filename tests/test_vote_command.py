@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,7 +83,15 @@ def test_a_completion_that_hangs_costs_its_own_vote(tmp_path, out, capsys):
         ({"id": "b"}, "no field completions"),
         ({"id": "b", "completions": "x"}, "completions must be a list of strings"),
         ({"id": "b", "completions": ["x", None]}, "completions must be a list of strings"),
-        ({"id": ["b"], "completions": []}, "field id must be text or a number"),
+        ({"id": ["b"], "completions": []}, "field id must be a string or an integer, not list"),
+        ('{"id": 1.5, "completions": []}', "field id must be a string or an integer, not float"),
+        ('{"id": NaN, "completions": []}', "field id must be a string or an integer, not float"),
+        ('{"id": -Infinity, "completions": []}', "field id must be a string or an integer, not float"),
+        ({"id": True, "completions": []}, "field id must be a string or an integer, not bool"),
+        ({"id": None, "completions": []}, "field id must be a string or an integer, not NoneType"),
+        ('{"id": 1' + "0" * 10_000 + ', "completions": []}', "an integer of more than 4300 digits; write it as a string"),
+        ('{"id": "b", "id": "c", "completions": []}', "key 'id' stands twice"),
+        ('{"id": "b", "completions": [], "more": {"x": 1, "x": 1}}', "key 'x' stands twice"),
         ({"id": "\ud800", "completions": []}, "field id is not valid Unicode"),
         ({"id": "a", "completions": []}, "in.jsonl:1"),
         ("[" * 100_000, "malformed JSON"),
@@ -91,18 +100,56 @@ def test_a_completion_that_hangs_costs_its_own_vote(tmp_path, out, capsys):
 def test_a_line_that_is_no_question_is_named(line, part, tmp_path, capsys):
     file = write(tmp_path / "in.jsonl", {"id": "a", "completions": []}, "", line)
     sentence = refusal(capsys, file)
-    assert sentence.startswith(f"{file}:3: ") and part in sentence
+    assert sentence.startswith(f"{file}:3: ") and part in sentence and "sys." not in sentence
 
 
 def test_other_mistakes_are_one_sentence_too(tmp_path, capsys):
     file = write(tmp_path / "in.jsonl", {"id": "a", "completions": []})
     assert "absent.jsonl does not exist" in refusal(capsys, str(tmp_path / "absent.jsonl"))
-    assert "not one row" in refusal(capsys, write(tmp_path / "empty.jsonl"))
+    empty = write(tmp_path / "empty.jsonl")
+    assert refusal(capsys, empty) == f"{empty}: there is not one row in it"
+    assert refusal(capsys, str(tmp_path)) == f"{tmp_path} is a folder; name a JSONL file whose lines hold id and completions"
     assert "answer.format = 'box'" in refusal(capsys, file, "--format", "box")
     assert "pattern goes with format regex" in refusal(capsys, file, "--format", "boxed", "--pattern", "(x)")
     assert "answer.pattern" in refusal(capsys, file, "--pattern", "(")
     assert "did you mean vote.ties?" in refusal(capsys, file, "vote.tie=first")
     assert "the folder" in refusal(capsys, file, "--output", str(tmp_path / "absent" / "out.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (["train.steps=4"], "train.steps changes nothing here"),
+        (["vote.samples=64"], "vote.samples changes nothing here; the settings that do are answer.format, "),
+        (["vote={samples: 64}"], "vote.samples changes nothing here"),
+        (["questions.count=1"], "questions.count changes nothing here"),
+        (["answer={}"], "answer changes nothing here"),
+        (["answer=boxed"], "answer = 'boxed': must be a section"),
+        (["vote.samples=1"], "vote.samples = 1"),
+        (["--format", "hash", "answer.format=letter"], "--format and answer.format are the same setting"),
+        (["--pattern", "(a)", "answer={format: regex, pattern: (b)}"], "--pattern and answer.pattern are the same setting"),
+        (["--pattern", "(a)", "answer.format=letter"], "pattern goes with format regex"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(arguments, part, tmp_path, capsys):
+    assert part in refusal(capsys, write(tmp_path / "in.jsonl", {"id": "a", "completions": []}), *arguments)
+
+
+def test_settings_in_two_places_that_agree_are_joined(tmp_path, out):
+    file = write(tmp_path / "in.jsonl", {"id": "a", "completions": ["= 3 ="]})
+    for arguments in (["--format", "regex", "answer.pattern== (.) ="], ["--pattern", "= (.) =", "answer.format=regex"]):
+        assert cli.main(["vote", file, "--output", str(out), *arguments]) == 0
+        assert votes(out)[0]["majority"] == "3"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_the_votes_are_written_although_nobody_reads_the_table(tmp_path, out):
+    file = write(tmp_path / "in.jsonl", {"id": "a", "completions": ["\\boxed{3}"]})
+    command = [sys.executable, "-m", "jaxselftrain.cli", "vote", file, "--output", str(out)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+    assert votes(out)[0]["majority"] == "3"
 
 
 def test_what_a_model_wrote_is_shown_and_never_acts(tmp_path, out, capsys, monkeypatch):

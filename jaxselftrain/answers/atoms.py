@@ -43,7 +43,14 @@ class Atoms(Reader):
         self.depth -= 1
         return tree
 
-    def number(self, token: Token) -> Tree:
+    def plain_number(self) -> Tree:
+        r"""A number of which no fraction is part: 2^3\frac12 is half of 2^3, \sqrt3\frac12 half of \sqrt3."""
+        tree = self.number(self.take(), may_mix=False)
+        if self.token.kind == "num" and self.token.spaced:
+            raise Strange("number")  # 2^3 1/2
+        return tree
+
+    def number(self, token: Token, may_mix: bool = True) -> Tree:
         mantissa, _, exponent = token.value.lower().partition("e")
         digits = exponent.lstrip("+-").lstrip("0")
         if len(digits) > 8 or int(digits or "0") > MAX_EXPONENT:
@@ -60,7 +67,7 @@ class Atoms(Reader):
             value += Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(places))
         elif dot and self.token.value == "(" and not self.token.spaced and self.found[self.index + 1].kind == "num":
             raise Strange("repeating decimal")  # 0.(3): not 0 times 3
-        elif not dot and not exponent:
+        elif may_mix and not dot and not exponent:
             value = self.mixed(value)
         return ("num", value)
 
@@ -224,7 +231,7 @@ class Atoms(Reader):
                 self.take()
                 degree = self.closed("]")
             # \sqrt12 is written by people who mean the root of 12, whatever TeX makes of it.
-            inside = self.primary() if self.token.kind == "num" else self.argument()
+            inside = self.plain_number() if self.token.kind == "num" else self.argument()
             return ("pow", inside, HALF if degree is None else ("mul", (("num", Fraction(1)),), (degree,)))
         if name in ("lfloor", "lceil"):
             name = name[1:]

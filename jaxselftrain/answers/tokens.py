@@ -60,6 +60,7 @@ _GROUPED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:(?:\{,\}|,\\!|\\,|\\ |\\;|[
 _CURRENCY = re.compile(
     rf"(?<![\w\\])(?:(?:US|CA|A)\\?\$|(?:{'|'.join(sorted(CURRENCY_CODES))})\.?)(?=[ ~]*\.?\d)"
 )  # USD 20, Rs. 20
+_DIGITS = re.compile(r"\d+", re.ASCII)
 _NOT_DIGIT = re.compile(r"[^0-9]+")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
@@ -102,7 +103,7 @@ def tokens(text: str) -> list[Token]:
             spaced = True
             continue
         if kind == "comma" and depth > 0:  # (1,000) is a pair; only at the top level a bare comma groups thousands
-            match = re.compile(r"\d+").match(text, start)
+            match = _DIGITS.match(text, start)
             assert match is not None
             at = match.end()
             found.append(Token("num", match.group(), spaced))
@@ -180,7 +181,7 @@ _WORDLIKE = re.compile(r"[A-Z][a-z]*[aeiou][a-z]*|[^\WaeiouA-Z][eiou][^\WaeiouA-
 
 
 def kind_of_run(run: str) -> str:
-    """What a run of two or more letters is: fn, const, unit, word or product (of one-letter symbols)."""
+    """What a run of two or more letters is: fn, const, sym (a Greek letter), unit, word or product (of one-letter symbols)."""
     small = run.casefold()
     if run in FUNCTIONS or run in SAME_FUNCTION or run in OF_INTEGERS or run in ("sqrt", "cbrt", "abs", "mod", "binom"):
         return "fn"

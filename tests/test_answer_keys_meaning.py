@@ -55,3 +55,27 @@ def test_a_unit_is_dropped(unit):
 )  # fmt: skip
 def test_what_is_written_differently_is_equal(a, b):
     assert answer_key(a) == answer_key(b) and not is_opaque(answer_key(a))
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ("T, F, T", "F, T, T"), ("T, F", "F, T"), ("positive, negative", "negative, positive"), ("B, A, C", "A, B, C"),
+        ("increasing, decreasing", "decreasing, increasing"), (r"\text{true}, \text{false}", r"\text{false}, \text{true}"),
+        ("HT", "TH"), ("T F T", "F T T"), ("red, blue, red", "red, red, blue"), ("Alice and Bob", "Alice or Bob"),
+        ("A and C", "A or C"), ("(ii)", "-1"), ("(iv)", "(vi)"), ("(i), (ii)", "(i), (iii)"),
+    ],
+)  # fmt: skip
+def test_what_says_something_else_differs(a, b):
+    assert answer_key(a) != answer_key(b) and not is_opaque(answer_key(a))
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ("A, C", "C and A"), ("red, blue", "blue and red"), ("x, y", "y, x"), ("true, false", r"\text{true}, \text{false}"),
+        ("A, B, and C", "A, B, C"), ("(iii) and (i)", "(i), (iii)"), ("(II)", "II"),
+    ],
+)  # fmt: skip
+def test_a_list_without_an_order_of_its_own_is_a_set(a, b):
+    assert answer_key(a) == answer_key(b) and not is_opaque(answer_key(a))

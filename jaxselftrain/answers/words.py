@@ -124,13 +124,13 @@ def choice(text: str) -> str | None:
 
 def is_words(text: str) -> bool:
     """Whether an answer reads as words and not as mathematics: letters and light punctuation, at least one run a word."""
+    if text[:1] == "(" and _ROMANS.fullmatch(text):
+        return True
     if not _PHRASE.fullmatch(text) or len(text) > 300:
         return False
     runs = [run for run in _RUN.findall(text) if len(run) > 1]
     if any(run in FUNCTIONS for run in runs):
         return False
-    if _ROMANS.fullmatch(text):
-        return True
     return any(kind_of_run(run) in ("word", "unit") and run.casefold() not in ("and", "or", "percent") for run in runs)
 
 

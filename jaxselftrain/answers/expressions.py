@@ -9,6 +9,7 @@ from typing import Final
 from jaxselftrain.answers.brackets import Brackets
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tables import (
+    ACCENTS,
     ANY_INTEGER,
     COMPASS,
     DEGREES,
@@ -24,8 +25,8 @@ from jaxselftrain.answers.tokens import Strange, TooLarge
 _SAID_OF_VARIABLES: Final = WHERE | ANY_INTEGER
 _STARTS_FACTOR: Final = frozenset({"num", "sym", "const", "fn", "cmd", "begin"})
 _FACTOR_COMMANDS: Final = frozenset(
-    {"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "sum", "prod", "gcd", "lcm", "max", "min"}
-)
+    {"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "sum", "prod", "gcd", "lcm", "max", "min", "angle"}
+) | frozenset(ACCENTS.values())
 _UNIT_TEXT = re.compile(r"[A-Za-zµΩ°$¢ ~.,/()^{}0-9²³·'%-]*")
 _THIN_SPACE = re.compile(r"\\(?:[,;:! ]|cdot\b)")
 _WORDS = re.compile(r"[A-Za-z]+")
@@ -58,7 +59,12 @@ class Expressions(Brackets):
             signs.append(self.take().value)
         if len(signs) > 3:
             raise Strange("signs")
+        bracket = self.token.value == "("
         tree = self.product()
+        if signs and tree[:2] == ("fn", "mod"):  # -7 mod 3 is 2, -(7 mod 3) is -1
+            if bracket or signs != ["-"]:
+                raise Strange("mod")
+            return ("fn", "mod", (("neg", tree[2][0]), tree[2][1]))
         for sign in reversed(signs):
             tree = tree if sign == "+" else ({"-": "neg", "±": "pm", "∓": "mp"}[sign], tree)
         return tree
@@ -106,6 +112,8 @@ class Expressions(Brackets):
                 factors.append(self.power())
             else:
                 break
+        if self.vectors and sum(map(_is_vector, factors)) > 1:
+            raise Strange("vectors")  # which product of them, and in which order?
         return _product(factors, divisors)
 
     def starts_factor(self) -> bool:
@@ -241,3 +249,10 @@ class Expressions(Brackets):
 
 def _product(factors: list[Tree], divisors: list[Tree]) -> Tree:
     return factors[0] if len(factors) == 1 and not divisors else ("mul", tuple(factors), tuple(divisors))
+
+
+def _is_vector(tree: Tree) -> bool:
+    """Whether a name with an arrow or a hat stands in a tree outside bars."""
+    if tree[:1] == ("sym",):
+        return tree[1].startswith(("vec ", "hat "))
+    return tree[:2] != ("fn", "abs") and any(type(part) is tuple and _is_vector(part) for part in tree)

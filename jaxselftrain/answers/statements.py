@@ -16,6 +16,8 @@ from jaxselftrain.answers.scalars import infinite, is_scalar, scalar_key, signed
 from jaxselftrain.answers.tokens import Nothing, Strange
 from jaxselftrain.answers.words import list_key, words_key
 
+_OTHER_NAME = re.compile(r"'$|_[^,()]*[+-]")  # y' = 2x does not say what y is, nor a_{n+1} = 2n + 1 what a_n is
+
 
 def tree_key(tree: Tree, budget: Budget) -> str:
     """The key of a whole answer. Raises Strange (TooLarge) and Nothing."""
@@ -156,7 +158,9 @@ def _named(tree: Tree) -> str | None:
     if tree[0] == "app" and all(argument[0] in ("sym", "num") for argument in tree[2]):
         return f"{tree[1]}({','.join(str(argument[1]) for argument in tree[2])})"
     if tree[0] == "mul" and not tree[2] and all(factor[0] == "sym" for factor in tree[1]):
-        letters = "".join(factor[1] for factor in tree[1])  # AB = 5, m\angle A = 30: a segment, an angle
+        if len(tree[1]) == 2 and tree[1][0] == ("sym", "m") and tree[1][1][1].startswith("angle "):
+            return tree[1][1][1]
+        letters = "".join(factor[1] for factor in tree[1])  # AB = 5: a segment
         return letters if letters.isascii() and letters.removeprefix("m").isupper() else None
     if tree[:2] == ("fn", "abs") and tree[2][0][0] in ("mul", "sym"):
         return _named(tree[2][0]) if tree[2][0][0] == "mul" else None  # |AB| = 5
@@ -229,7 +233,8 @@ def _relation_key(sides: tuple[Tree, ...], operators: tuple[str, ...], budget: B
         assigned = _assigned(("rel", sides, operators))
         if assigned is not None:
             key = tree_key(assigned[1], budget)
-            return f"a:{{{assigned[0]}={key}}}" if _at_number(("rel", sides, operators)) else key
+            kept = _at_number(("rel", sides, operators)) or _OTHER_NAME.search(assigned[0])
+            return f"a:{{{assigned[0]}={key}}}" if kept else key
         if operators == ("in",):
             raise Strange("in")
         return equation_key(sides[0], sides[1], budget)

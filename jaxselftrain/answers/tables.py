@@ -35,15 +35,28 @@ SAME_LETTER: Final = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "p
 
 # Commands without a meaning of their own: dropped, with what follows left in place.
 SILENT: Final = frozenset(
-    "angle displaystyle textstyle scriptstyle large Large LARGE huge Huge normalsize small limits nolimits left right big Big "
+    "displaystyle textstyle scriptstyle large Large LARGE huge Huge normalsize small limits nolimits left right big Big "
     "bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bf rm it cal nobreak allowbreak mathstrut strut checkmark "
     "therefore".split()
 )
 SPACES: Final = frozenset("quad qquad enspace thinspace space hfill".split())
 FONTS: Final = frozenset(
-    "mathbf boldsymbol bm mathit mathcal mathsf mathtt mathnormal vec hat tilde boxed fbox overrightarrow underline "
-    "ensuremath mathop".split()
+    "mathbf boldsymbol bm mathit mathcal mathsf mathtt mathnormal boxed fbox underline ensuremath mathop".split()
 )
+# Part of the name of what they stand over; bold i, j, k are unit vectors too.
+ACCENTS: Final = {
+    "vec": "vec",
+    "overrightarrow": "vec",
+    "hat": "hat",
+    "widehat": "hat",
+    "tilde": "tilde",
+    "widetilde": "tilde",
+    "dot": "dot",
+    "ddot": "ddot",
+}
+BOLD: Final = frozenset("mathbf boldsymbol bm".split())
+# Greek letters that before a bracket are functions more often than factors.
+GREEK_FUNCTIONS: Final = frozenset("phi zeta Gamma psi sigma tau mu Phi Psi Lambda".split())
 TEXTS: Final = frozenset("text textbf textit textrm textsf texttt textnormal mbox hbox mathrm operatorname emph textup".split())
 FRACTIONS: Final = frozenset("frac dfrac tfrac cfrac sfrac".split())
 BINOMIALS: Final = frozenset("binom dbinom tbinom".split())

@@ -41,6 +41,8 @@ _DATE = re.compile(
     r"|(?:the )?(?P<e>[0-3]?[0-9])(?:st|nd|rd|th)?(?: of)? (?P<b>[a-z]{3,9}))(?:,? (?P<y>[12][0-9]{3}))?",
     re.ASCII,
 )
+_ISO_DATE = re.compile(r"([12][0-9]{3})-([01][0-9])-([0-3][0-9])", re.ASCII)
+_SLASHED_DATE = re.compile(r"[0-3]?[0-9]/[0-3]?[0-9]/[12][0-9]{3}", re.ASCII)
 _MAYBE_DATE = re.compile(rf"{'|'.join(_MONTHS)}|st\b|nd\b|rd\b|th\b", re.IGNORECASE)
 _ORDINAL = re.compile(r"[0-9]*(?:1 ?st|2 ?nd|3 ?rd|[0-9] ?th)", re.ASCII)
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mbox)\b|[{}^]|\\(?=[ ,;])")
@@ -101,6 +103,11 @@ def has_control_characters(text: str) -> bool:
 
 def date(text: str) -> str | None:
     """A day such as June 20, 20th of June or Jun. 20, 2021, a month of a year, or 5th, in one spelling; None for other text."""
+    numeric = _ISO_DATE.fullmatch(text)
+    if numeric is not None and 1 <= int(numeric[2]) <= 12:
+        return f"{[*_MONTHS.values()][int(numeric[2]) - 1]} {int(numeric[3])} {numeric[1]}"
+    if _SLASHED_DATE.fullmatch(text):
+        return text  # the day or the month first?
     if _DIGITS.isdisjoint(text) or _MAYBE_DATE.search(text) is None:
         return None
     plain = " ".join(_MARKUP.sub("", text).replace("~", " ").strip(" .").casefold().split())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from typing import Final
 
 from jaxselftrain.answers.reader import Reader, Tree, integer
-from jaxselftrain.answers.tables import CURRENCIES, INVERSE, OF_INTEGERS, TRIGONOMETRIC
+from jaxselftrain.answers.tables import ACCENTS, CURRENCIES, GREEK_FUNCTIONS, INVERSE, OF_INTEGERS, TRIGONOMETRIC
 from jaxselftrain.answers.tokens import Nothing, Strange, Token, TooLarge, kind_of_run
 
 MAX_EXPONENT: Final = 5_000  # of ten, in a number such as 1e300
@@ -43,7 +44,14 @@ class Atoms(Reader):
         self.depth -= 1
         return tree
 
-    def number(self, token: Token) -> Tree:
+    def plain_number(self) -> Tree:
+        r"""A number of which no fraction is part: 2^3\frac12 is half of 2^3, \sqrt3\frac12 half of \sqrt3."""
+        tree = self.number(self.take(), may_mix=False)
+        if self.token.kind == "num" and self.token.spaced:
+            raise Strange("number")  # 2^3 1/2
+        return tree
+
+    def number(self, token: Token, may_mix: bool = True) -> Tree:
         mantissa, _, exponent = token.value.lower().partition("e")
         digits = exponent.lstrip("+-").lstrip("0")
         if len(digits) > 8 or int(digits or "0") > MAX_EXPONENT:
@@ -60,7 +68,7 @@ class Atoms(Reader):
             value += Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(places))
         elif dot and self.token.value == "(" and not self.token.spaced and self.found[self.index + 1].kind == "num":
             raise Strange("repeating decimal")  # 0.(3): not 0 times 3
-        elif not dot and not exponent:
+        elif may_mix and not dot and not exponent:
             value = self.mixed(value)
         return ("num", value)
 
@@ -102,10 +110,25 @@ class Atoms(Reader):
         if self.token.value == "_" and self.token.kind == "op":
             self.take()
             name += "_" + self.group_text()
-        if name.rstrip("'") in ("f", "g", "h") and self.token.value == "(":
+        if self.token.value == "(" and self.is_application(name.rstrip("'")):
             self.take()
             return ("app", name, self.arguments(")"))
         return ("sym", name)
+
+    def is_application(self, name: str) -> bool:
+        """Whether a name before a bracket is a function and not a factor, as its kind or what the bracket holds says."""
+        if name in ("f", "g", "h", "F", "G", "H") or name.removeprefix("\\") in GREEK_FUNCTIONS:
+            return True
+        inside = [
+            token.kind if token.kind in ("sym", "num") else token.value for token in self.found[self.index + 1 : self.index + 4]
+        ]
+        inside = inside[1:] if inside[0] == "-" else inside
+        if self.token.spaced:
+            return False
+        if inside[:2] == ["sym", ")"] or (inside[:2] == ["num", ")"] and name.isupper()):
+            return True  # y(-x), P(3): as products they would be written without brackets
+        calls = (a.value == name and b.value == "(" and not b.spaced for a, b in pairwise(self.found))
+        return len(name) == 1 and name.isupper() and sum(calls) > 1  # T(n-1) + T(n-2)
 
     def words(self, token: Token) -> Tree:
         r"""\text{...} where a value is expected: what it holds when that is one letter or number, otherwise words."""
@@ -207,6 +230,28 @@ class Atoms(Reader):
                     return "+"
         return ""
 
+    def accented(self, accent: str) -> Tree:
+        r"""\vec{AB}, \hat\imath: a name of its own, in which the order of the letters counts."""
+        name = self.group_text()
+        while self.token.value in ("'", "_") and self.token.kind == "op":
+            name += "'" if self.take().value == "'" else "_" + self.group_text()
+        if not name or not name.lstrip("\\")[0].isalpha():
+            raise Strange(accent)
+        self.vectors = self.vectors or accent in ("vec", "hat")
+        return ("sym", f"{accent} {name}")
+
+    def angle(self) -> Tree:
+        r"""\angle ABC, the same angle as \angle CBA; \angle 1."""
+        if self.token.value == "{" or self.token.kind in ("num", "text"):
+            name = self.group_text()
+        else:
+            name = ""
+            while self.token.kind == "sym" and len(name) < 3:
+                name += self.take().value
+        if not name.isascii() or not name.isalnum():
+            raise Strange("angle")
+        return ("sym", "angle " + (min(name, name[::-1]) if len(name) == 3 and name.isalpha() else name))
+
     def command(self, name: str) -> Tree:
         if name == "frac":
             top, bottom = self.argument(), self.argument()
@@ -224,7 +269,7 @@ class Atoms(Reader):
                 self.take()
                 degree = self.closed("]")
             # \sqrt12 is written by people who mean the root of 12, whatever TeX makes of it.
-            inside = self.primary() if self.token.kind == "num" else self.argument()
+            inside = self.plain_number() if self.token.kind == "num" else self.argument()
             return ("pow", inside, HALF if degree is None else ("mul", (("num", Fraction(1)),), (degree,)))
         if name in ("lfloor", "lceil"):
             name = name[1:]
@@ -244,6 +289,10 @@ class Atoms(Reader):
             if all(letter[0] == "sym" for letter in letters):  # a segment AB, a mean x
                 return ("sym", "bar " + "".join(letter[1] for letter in letters))
             return ("fn", "conj", (inside,))
+        if name in ACCENTS:
+            return self.accented(name)
+        if name in ("angle", "measuredangle"):
+            return self.angle()
         if name in ("sum", "prod"):
             return self.series(name)
         raise Strange(name)

@@ -8,14 +8,25 @@ from typing import Final
 
 from jaxselftrain.answers.brackets import Brackets
 from jaxselftrain.answers.reader import Tree
-from jaxselftrain.answers.tables import ANY_INTEGER, DEGREES, MULTIPLES, NOT_UNITS, PERCENT, WHERE
+from jaxselftrain.answers.tables import (
+    ACCENTS,
+    ANY_INTEGER,
+    COMPASS,
+    DEGREES,
+    LENGTHS,
+    LETTER_MULTIPLES,
+    MULTIPLES,
+    NOT_UNITS,
+    PERCENT,
+    WHERE,
+)
 from jaxselftrain.answers.tokens import Strange, TooLarge
 
 _SAID_OF_VARIABLES: Final = WHERE | ANY_INTEGER
 _STARTS_FACTOR: Final = frozenset({"num", "sym", "const", "fn", "cmd", "begin"})
 _FACTOR_COMMANDS: Final = frozenset(
-    {"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "sum", "prod", "gcd", "lcm", "max", "min"}
-)
+    {"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "sum", "prod", "gcd", "lcm", "max", "min", "angle"}
+) | frozenset(ACCENTS.values())
 _UNIT_TEXT = re.compile(r"[A-Za-zµΩ°$¢ ~.,/()^{}0-9²³·'%-]*")
 _THIN_SPACE = re.compile(r"\\(?:[,;:! ]|cdot\b)")
 _WORDS = re.compile(r"[A-Za-z]+")
@@ -46,11 +57,16 @@ class Expressions(Brackets):
         signs: list[str] = []
         while self.token.kind == "op" and self.token.value in ("+", "-", "±", "∓"):
             signs.append(self.take().value)
+        if len(signs) > 3:
+            raise Strange("signs")
+        bracket = self.token.value == "("
         tree = self.product()
-        for sign in reversed(signs[:1] if signs.count("-") == 0 else signs):
+        if signs and tree[:2] == ("fn", "mod"):  # -7 mod 3 is 2, -(7 mod 3) is -1
+            if bracket or signs != ["-"]:
+                raise Strange("mod")
+            return ("fn", "mod", (("neg", tree[2][0]), tree[2][1]))
+        for sign in reversed(signs):
             tree = tree if sign == "+" else ({"-": "neg", "±": "pm", "∓": "mp"}[sign], tree)
-            if len(signs) > 3:
-                raise Strange("signs")
         return tree
 
     def product(self) -> Tree:
@@ -96,6 +112,8 @@ class Expressions(Brackets):
                 factors.append(self.power())
             else:
                 break
+        if self.vectors and sum(map(_is_vector, factors)) > 1:
+            raise Strange("vectors")  # which product of them, and in which order?
         return _product(factors, divisors)
 
     def starts_factor(self) -> bool:
@@ -110,8 +128,8 @@ class Expressions(Brackets):
         r"""Whether a fraction such as \frac{\text{m}}{\text{s}} comes next."""
         return self.token[:2] == ("cmd", "frac") and self.found[self.index + 2].kind in ("text", "unit")
 
-    def unit(self, tree: Tree) -> Tree:
-        """A number's unit, dropped; percent, degrees and words such as million change the value."""
+    def unit(self, tree: Tree, before: tuple[str, ...] = ()) -> Tree:
+        """A number's unit, dropped; percent, degrees and words such as million change the value. `before`: its words so far."""
         token = self.take()
         if token.value == "frac":
             for _ in range(2):
@@ -126,11 +144,15 @@ class Expressions(Brackets):
         names = [w.casefold() for w in _WORDS.findall(words)]
         if token.kind == "text" and not names and words.strip(" .,'-") not in ("", "°", "$", "%"):
             raise Strange(words)
-        if any(name in NOT_UNITS for name in names):
+        kelvin = words.strip(" .") == "K" and (token.spaced or words[0] == " ")  # 300 K, but 5K
+        if (words.strip(" .") in LETTER_MULTIPLES and not kelvin) or (tree[0] == "deg" and not COMPASS.isdisjoint(names)):
             raise Strange(words)
-        if names and names[0] in MULTIPLES:
+        while not before and names and names[0] in MULTIPLES:  # five hundred thousand
             tree = ("mul", (tree, ("num", Fraction(MULTIPLES[names[0]]))), ())
             names = names[1:]
+        for name, last in zip(names, (*before[-1:], *names) if before else ("", *names), strict=False):
+            if name in NOT_UNITS or name in MULTIPLES or (name == "left" and (not last or last in LENGTHS)):
+                raise Strange(words)
         if " ".join(names) in PERCENT:
             return ("mul", (tree,), (("num", Fraction(100)),))
         if names and names[0] in DEGREES:
@@ -142,7 +164,7 @@ class Expressions(Brackets):
         if self.token.value == "/":
             self.take()
         if self.token.kind in ("text", "unit", "word") and not (self.token.kind == "word" and token.kind == "text"):
-            return self.unit(tree)
+            return self.unit(tree, (*before, *names))
         if self.index != slash:
             self.back_to(slash)
         return tree
@@ -205,7 +227,7 @@ class Expressions(Brackets):
 
     def exponent_part(self) -> Tree:
         self.deeper()
-        tree = self.primary()
+        tree = self.plain_number() if self.token.kind == "num" else self.primary()
         if self.token.value == "!" and self.found[self.index].kind == "op":
             raise Strange("!")  # 2^n! can be read in two ways
         if self.token.value == "^":
@@ -227,3 +249,10 @@ class Expressions(Brackets):
 
 def _product(factors: list[Tree], divisors: list[Tree]) -> Tree:
     return factors[0] if len(factors) == 1 and not divisors else ("mul", tuple(factors), tuple(divisors))
+
+
+def _is_vector(tree: Tree) -> bool:
+    """Whether a name with an arrow or a hat stands in a tree outside bars."""
+    if tree[:1] == ("sym",):
+        return tree[1].startswith(("vec ", "hat "))
+    return tree[:2] != ("fn", "abs") and any(type(part) is tuple and _is_vector(part) for part in tree)

@@ -24,7 +24,7 @@ from jaxselftrain.answers.words import choice, date, has_control_characters, is_
 FRAMES: Final = 500  # more than reading any answer takes: the depth of what is read is bounded, 281 is the most seen
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,299})", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2})(:\d\d)?(?:\s|\\[ ,;~]|~)*(?:\\(?:text|mathrm)\{)?\s*([aApP])\.?\s?[mM]\.?\s*\}?\.?", re.ASCII)
-_TIME = re.compile(r"(\d{1,2}):(0[1-9])", re.ASCII)  # 6:08 is no ratio
+_TIME = re.compile(r"(\d{1,2}):(0[0-9])", re.ASCII)  # 6:08 is no ratio
 _HEX = re.compile(r"0[xXbBoO][0-9A-Fa-f]+")
 # A line's end, commas, a full stop; but not the comma of a thin space, nor "3.14...".
 _TRAILING = re.compile(r"(?:(?<!\\)[,;:\s])*(?:(?<![.\\])\.)?(?:(?<!\\)\\{1,2}\s*)?\Z")

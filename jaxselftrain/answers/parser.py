@@ -3,10 +3,10 @@ r"""Takes the text of an answer, gives a tree of plain tuples: what is written t
 Scalars: ("num", Fraction), ("sym", name), ("const", "pi" | "e" | "i" | "inf"), ("add", terms), ("neg", a),
 ("mul", factors, divisors), ("pow", a, b), ("fn", name, args), ("app", name, args) for an unknown function, ("deg", a),
 ("pm", a) and ("mp", a) for ±a and ∓a. Others: ("tuple", items), ("set", items), ("interval", low, high, closed, closed),
-("setop", cup | cap | setminus, a, b), ("reals",), ("matrix", rows), ("ratio", parts), ("text", words),
+("setop", cup | cap | setminus, a, b), ("reals",), ("numbers", name), ("matrix", rows), ("ratio", parts), ("text", words),
 ("rel", sides, operators), ("list", items, separators), ("builder", name, set that it ranges over, condition).
 
-The readers are layered: atoms.py, expressions.py and, here, lists of relations.
+The readers are layered: reader.py, atoms.py, brackets.py, expressions.py and, here, lists of relations.
 """
 
 from __future__ import annotations
@@ -189,6 +189,8 @@ class _Statements(Expressions):
         parts = [self.expression()]
         while self.token.value == ":" and self.open_sets == 0:
             self.take()
+            if self.token.value == "00":
+                raise Strange("time")  # 12:00 noon
             parts.append(self.expression())
         return parts[0] if len(parts) == 1 else ("ratio", tuple(parts))
 

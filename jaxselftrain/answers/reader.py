@@ -38,6 +38,7 @@ class Reader:
         self.token = found[0]
         self.depth = 0
         self.units: set[str] = set()  # dropped after a number
+        self.vectors = False  # a name with an arrow or a hat was read
         self.open_bars = 0
         self.open_sets = 0
         self.square = 0  # inside [ or ]: a further [ closes, as in ]0,1[

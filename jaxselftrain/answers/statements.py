@@ -13,8 +13,10 @@ from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import intersection, region, region_key, set_key, symbolic_key
 from jaxselftrain.answers.relations import MIRROR, constraints_key, equation_key, inequality, is_inequality
 from jaxselftrain.answers.scalars import infinite, is_scalar, scalar_key, signed
-from jaxselftrain.answers.tokens import Strange
-from jaxselftrain.answers.words import words_key
+from jaxselftrain.answers.tokens import Nothing, Strange
+from jaxselftrain.answers.words import list_key, words_key
+
+_OTHER_NAME = re.compile(r"'$|_[^,()]*[+-]")  # y' = 2x does not say what y is, nor a_{n+1} = 2n + 1 what a_n is
 
 
 def tree_key(tree: Tree, budget: Budget) -> str:
@@ -68,6 +70,10 @@ def _list_key(items: tuple[Tree, ...], separators: tuple[str, ...], budget: Budg
             return region_key(found)
         parts = [f"{','.join(sorted(variables(item)))}:{tree_key(item, budget)}" for item in items]
         return f"L:{'|'.join(sorted(set(separators)))}" + set_key(parts)
+    if all(item[0] == "text" or (item[0] == "sym" and len(item[1]) == 1 and item[1].isupper()) for item in items):
+        spelled = [words_key(item[1]) for item in items]  # choices, verdicts, names
+        if all(key.startswith("t:") for key in spelled):
+            return list_key([key[2:] for key in spelled], either="or" in separators)
     named = [_assigned(item) for item in items]
     if named[0] is not None and not _at_number(items[0]) and all(item[0] != "rel" for item in items[1:]):  # n = 2, 3, 4
         names = items[0][1][0]
@@ -130,11 +136,13 @@ def _ratio_key(parts: tuple[Tree, ...], budget: Budget) -> str:
     if any(variables(part) for part in parts) or not all(key[:2] in ("n:", "r:") for key in keys):
         return f"q:{':'.join(keys)}"
     clock = len(keys) == 2 and all(key[2:].isdigit() and key[:2] == "n:" for key in keys) and len(keys[0]) < 5 > len(keys[1])
-    if clock and int(keys[0][2:]) <= 24 and (10 <= int(keys[1][2:]) < 60 or keys[1] == "n:0"):
+    if clock and int(keys[0][2:]) <= 24 and 10 <= int(keys[1][2:]) < 60:
         return f"q:{keys[0][2:]}:{keys[1][2:]}"
-    first = next((part for part, key in zip(parts, keys, strict=True) if key != "n:0"), None)
-    if first is None or any(map(infinite, parts)):
+    if any(map(infinite, parts)):
         raise Strange("ratio")
+    if keys[-1] == "n:0":
+        raise Nothing  # 1:0 and 0:0, like 1/0
+    first = next(part for part, key in zip(parts, keys, strict=True) if key != "n:0")
     return "q:" + ":".join(scalar_key(("mul", (part,), (first,)), budget).removeprefix("n:") for part in parts)
 
 
@@ -150,7 +158,9 @@ def _named(tree: Tree) -> str | None:
     if tree[0] == "app" and all(argument[0] in ("sym", "num") for argument in tree[2]):
         return f"{tree[1]}({','.join(str(argument[1]) for argument in tree[2])})"
     if tree[0] == "mul" and not tree[2] and all(factor[0] == "sym" for factor in tree[1]):
-        letters = "".join(factor[1] for factor in tree[1])  # AB = 5, m\angle A = 30: a segment, an angle
+        if len(tree[1]) == 2 and tree[1][0] == ("sym", "m") and tree[1][1][1].startswith("angle "):
+            return tree[1][1][1]
+        letters = "".join(factor[1] for factor in tree[1])  # AB = 5: a segment
         return letters if letters.isascii() and letters.removeprefix("m").isupper() else None
     if tree[:2] == ("fn", "abs") and tree[2][0][0] in ("mul", "sym"):
         return _named(tree[2][0]) if tree[2][0][0] == "mul" else None  # |AB| = 5
@@ -223,7 +233,8 @@ def _relation_key(sides: tuple[Tree, ...], operators: tuple[str, ...], budget: B
         assigned = _assigned(("rel", sides, operators))
         if assigned is not None:
             key = tree_key(assigned[1], budget)
-            return f"a:{{{assigned[0]}={key}}}" if _at_number(("rel", sides, operators)) else key
+            kept = _at_number(("rel", sides, operators)) or _OTHER_NAME.search(assigned[0])
+            return f"a:{{{assigned[0]}={key}}}" if kept else key
         if operators == ("in",):
             raise Strange("in")
         return equation_key(sides[0], sides[1], budget)

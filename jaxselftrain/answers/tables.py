@@ -17,7 +17,6 @@ SAME_FUNCTION: Final = {
     "tg": "tan",
     "ctg": "cot",
     "cosec": "csc",
-    "arcsinh": "arcsinh",
     "arsinh": "arcsinh",
     "arcosh": "arccosh",
     "artanh": "arctanh",
@@ -36,15 +35,28 @@ SAME_LETTER: Final = {"varepsilon": "epsilon", "vartheta": "theta", "varphi": "p
 
 # Commands without a meaning of their own: dropped, with what follows left in place.
 SILENT: Final = frozenset(
-    "angle displaystyle textstyle scriptstyle large Large LARGE huge Huge normalsize small limits nolimits left right big Big "
+    "displaystyle textstyle scriptstyle large Large LARGE huge Huge normalsize small limits nolimits left right big Big "
     "bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bf rm it cal nobreak allowbreak mathstrut strut checkmark "
     "therefore".split()
 )
 SPACES: Final = frozenset("quad qquad enspace thinspace space hfill".split())
 FONTS: Final = frozenset(
-    "mathbf boldsymbol bm mathit mathcal mathsf mathtt mathnormal vec hat tilde boxed fbox overrightarrow underline "
-    "ensuremath mathop".split()
+    "mathbf boldsymbol bm mathit mathcal mathsf mathtt mathnormal boxed fbox underline ensuremath mathop".split()
 )
+# Part of the name of what they stand over; bold i, j, k are unit vectors too.
+ACCENTS: Final = {
+    "vec": "vec",
+    "overrightarrow": "vec",
+    "hat": "hat",
+    "widehat": "hat",
+    "tilde": "tilde",
+    "widetilde": "tilde",
+    "dot": "dot",
+    "ddot": "ddot",
+}
+BOLD: Final = frozenset("mathbf boldsymbol bm".split())
+# Greek letters that before a bracket are functions more often than factors.
+GREEK_FUNCTIONS: Final = frozenset("phi zeta Gamma psi sigma tau mu Phi Psi Lambda".split())
 TEXTS: Final = frozenset("text textbf textit textrm textsf texttt textnormal mbox hbox mathrm operatorname emph textup".split())
 FRACTIONS: Final = frozenset("frac dfrac tfrac cfrac sfrac".split())
 BINOMIALS: Final = frozenset("binom dbinom tbinom".split())
@@ -119,8 +131,30 @@ NOT_UNITS: Final = frozenset(
     "and or if not no for when where is are was to than more less least most remainder then else otherwise but except without "
     "squared cubed factorial half halves third thirds quarter quarters fourths fifth fifths tenth tenths hundredth hundredths "
     "thousandth thousandths below above negative times am pm mod base about approximately approximate approx roughly around "
-    "nearly almost between from "
-    "until plus minus divided matrix matrices grid inverse reciprocal root roots tens ones bn import exec eval open".split()
+    "nearly almost between from until plus minus divided matrix matrices grid inverse reciprocal root roots tens ones bn import "
+    "exec eval open positive opposite answer none unknown nan "
+    # numbers and multipliers whose value is not known for sure
+    "one two three four five six seven eight nine ten couple score gross fold quadrillion quintillion lakh lakhs crore crores "
+    "bil mil mill mn mln tn trn basis bp bps mille permille "
+    # gains and losses
+    "increase increases increased increasing decrease decreases decreased decreasing gain gains gained loss losses lost profit "
+    "profits deficit surplus debt owed owe owes off discount discounted markup markdown rise rises rose fall falls fell drop "
+    "drops dropped growth reduction reduced raise raised credit debit deposit withdrawal withdrawn "
+    # places and directions
+    "north south east west northeast northwest southeast southwest northward southward eastward westward northern southern "
+    "eastern western up down upward upwards downward downwards right leftward leftwards rightward rightwards forward forwards "
+    "backward backwards inward outward inside outside within beyond under over beneath ahead behind clockwise counterclockwise "
+    "anticlockwise uphill downhill "
+    # times and comparisons
+    "before after ago since hence later earlier late early bc ad bce ce fewer greater smaller larger bigger higher lower older "
+    "younger longer shorter taller heavier lighter faster slower hotter colder warmer cooler deeper wider narrower cheaper "
+    "short extra out inclusive exclusive".split()
+)
+LETTER_MULTIPLES: Final = frozenset({"k", "K", "M", "B", "T"})  # thousand or kelvin? million or mega-?
+COMPASS: Final = frozenset({"n", "s", "e", "w", "ne", "nw", "se", "sw"})  # after degrees; after a number N is newton
+LENGTHS: Final = frozenset(  # what "left" after it is a direction of; elsewhere it is what remains: 5 apples left
+    "unit units step steps place places space spaces square squares block blocks cm mm m km ft in inch inches foot feet yard "
+    "yards mile miles meter meters metre metres kilometer kilometers kilometre kilometres centimeter centimeters".split()
 )
 CURRENCIES: Final = frozenset("$ € £ ¥ ₹ USD EUR GBP INR JPY CNY Rs US$ CA$ A$".split())
 CURRENCY_CODES: Final = frozenset("USD EUR GBP INR JPY CNY Rs".split())  # in this case only: rs is a product

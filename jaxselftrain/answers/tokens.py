@@ -7,7 +7,9 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from jaxselftrain.answers.tables import (
+    ACCENTS,
     BINOMIALS,
+    BOLD,
     CURRENCY_CODES,
     DISPLAYS,
     FONTS,
@@ -60,12 +62,14 @@ _GROUPED = re.compile(r"(?<![\d.,])([1-9]\d{0,2})((?:(?:\{,\}|,\\!|\\,|\\ |\\;|[
 _CURRENCY = re.compile(
     rf"(?<![\w\\])(?:(?:US|CA|A)\\?\$|(?:{'|'.join(sorted(CURRENCY_CODES))})\.?)(?=[ ~]*\.?\d)"
 )  # USD 20, Rs. 20
+_DIGITS = re.compile(r"\d+", re.ASCII)
+_ZEROS = re.compile(r"0\d\d(?!\d)", re.ASCII)
 _NOT_DIGIT = re.compile(r"[^0-9]+")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _TOKEN = re.compile(
     r"(?P<space>(?:\s|~|\\[,;:!> ]|&nbsp;|\\?\$|[€£¥¢₹₩₽])+)"
-    r"|(?P<comma>[1-9]\d{0,2}(?:,\d{3})+(?![\d,])(?:\.\d+)?)"
+    r"|(?P<comma>[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)(?:\.\d+)?)"
     r"|(?P<num>(?:\d+\.?\d*|\.\d+|\.(?=\\(?:overline|bar)\b))(?:[eE][+-]?\d+(?![\d.]))?)"
     r"|\\(?P<env>begin|end)\s*\{(?P<name>[a-zA-Z]+)\*?\}"
     r"|\\(?P<cmd>[a-zA-Z]+)"
@@ -74,12 +78,13 @@ _TOKEN = re.compile(
     re.ASCII,
 )
 _SAME_OP: Final = {"**": "^", "==": "=", "=<": "<=", r"\%": "%", r"\|": "|", r"\&": "&"}
+_UNIT_VECTOR = re.compile(r"\s*(?:\{\s*[ijk]\s*\}|[ijk](?![a-zA-Z]))|\s*\{?\\(?:hat|vec|mathbf)\b")
 _BRACED = re.compile(r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _DROPPED = re.compile(r"\\(?:[hv]?phantom|hspace|vspace|hskip|label|tag|color|textcolor|mathrlap)\*?\s*\{[^{}]*\}")
 
 
-def tokens(text: str) -> list[Token]:
-    """The tokens of `text`, closed by END. Raises Strange and TooLarge."""
+def _spelled(text: str) -> str:
+    """Text in ASCII spelling, without currencies and what prints nothing; spaces between thousands gone."""
     if len(text) > MAX_PARSED:
         raise TooLarge(text[:20])
     if not text.isascii():
@@ -90,8 +95,15 @@ def tokens(text: str) -> list[Token]:
     text = _CURRENCY.sub(" ", text)
     if "," in text or " " in text or not text.isascii():
         text = _GROUPED.sub(lambda m: m.group(1) + _NOT_DIGIT.sub("", m.group(2)), text)
+    return text
+
+
+def tokens(text: str) -> list[Token]:
+    """The tokens of `text`, closed by END. Raises Strange and TooLarge."""
+    text = _spelled(text)
     found: list[Token] = []
     at, depth, spaced = 0, 0, False
+    grouped = pairs = False
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
@@ -101,14 +113,22 @@ def tokens(text: str) -> list[Token]:
         if kind == "space":
             spaced = True
             continue
-        if kind == "comma" and depth > 0:  # (1,000) is a pair; only at the top level a bare comma groups thousands
-            match = re.compile(r"\d+").match(text, start)
+        if kind == "comma" and depth > 0 and ",0" in match.group():  # nobody writes the element 000
+            grouped = True
+            found.append(Token("num", match.group().replace(",", ""), spaced))
+        elif kind == "comma" and depth > 0:  # (1,234) is a pair
+            pairs = True
+            match = _DIGITS.match(text, start)
             assert match is not None
             at = match.end()
             found.append(Token("num", match.group(), spaced))
         elif kind == "comma":
+            if text[at : at + 1] == "," and ",0" not in match.group():
+                raise Strange(match.group())  # 100,200, 300
             found.append(Token("num", match.group().replace(",", ""), spaced))
         elif kind == "num":
+            if depth > 0 and not spaced and found[-1].value == "," and _ZEROS.match(match.group()):
+                raise Strange(match.group())  # [10,000,20,000]
             found.append(Token("num", match.group(), spaced))
         elif kind == "name" and match["name"] in DISPLAYS:
             spaced = True
@@ -130,6 +150,8 @@ def tokens(text: str) -> list[Token]:
         spaced = False
         if len(found) > MAX_TOKENS:
             raise TooLarge(text[:20])
+    if grouped and pairs:
+        raise Strange("thousands")  # (1,000, 2,500)
     found += [END, END]  # one may be looked past
     return found
 
@@ -163,11 +185,15 @@ def _add_command(name: str, text: str, at: int, spaced: bool, found: list[Token]
     elif name in ("pi", "infty"):
         found.append(Token("const", "pi" if name == "pi" else "inf", spaced))
     elif name in ("imath", "jmath"):
-        found.append(Token("const", "i", spaced))
+        found.append(Token("const", "i", spaced) if name == "imath" else Token("sym", "j", spaced))
     elif name in FUNCTIONS or name in SAME_FUNCTION:
         found.append(Token("fn", SAME_FUNCTION.get(name, name), spaced))
     elif name in FRACTIONS or name in BINOMIALS:
         found.append(Token("cmd", "frac" if name in FRACTIONS else "binom", spaced))
+    elif name in ACCENTS:
+        found.append(Token("cmd", ACCENTS[name], spaced))
+    elif name in BOLD and _UNIT_VECTOR.match(text, at):
+        found.append(Token("cmd", "hat", spaced))
     elif name in FONTS:
         return at, True  # \mathbf{x}: the braces group
     else:
@@ -180,7 +206,7 @@ _WORDLIKE = re.compile(r"[A-Z][a-z]*[aeiou][a-z]*|[^\WaeiouA-Z][eiou][^\WaeiouA-
 
 
 def kind_of_run(run: str) -> str:
-    """What a run of two or more letters is: fn, const, unit, word or product (of one-letter symbols)."""
+    """What a run of two or more letters is: fn, const, sym (a Greek letter), unit, word or product (of one-letter symbols)."""
     small = run.casefold()
     if run in FUNCTIONS or run in SAME_FUNCTION or run in OF_INTEGERS or run in ("sqrt", "cbrt", "abs", "mod", "binom"):
         return "fn"

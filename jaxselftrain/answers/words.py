@@ -7,7 +7,7 @@ import unicodedata
 from typing import Final
 
 from jaxselftrain.answers.tables import FUNCTIONS
-from jaxselftrain.answers.tokens import Strange, kind_of_run
+from jaxselftrain.answers.tokens import Nothing, Strange, kind_of_run
 
 MAX_CHARACTERS: Final = 10_000  # a longer answer keeps its exact text: normalising some Unicode texts takes quadratic time
 
@@ -16,11 +16,16 @@ _PLACEHOLDERS: Final = frozenset(
     {"", "n/a", "n.a", "nan", "none", "null", "not applicable", "not available", "unknown", "tbd", "todo", "placeholder", "blank"}
     | {"no answer", "not given", "not provided", "not specified", "not sure", "unsure", "idk", "not known", "no idea"}
     | {"i don't know", "i do not know", "don't know", "cannot answer", r"\ldots", r"\dots", r"\cdots", r"\square", r"\box"}
+    | {"value", "number", "option letter", "see above", "as above", "see below"}
 )
 _OF_TEMPLATES = re.compile(  # what is meant to be replaced: your answer, the final answer, insert answer here
     r"(?:(?:insert|put|write|enter|place|fill in|the|your|my|final|correct|exact|numerical|numeric) )*"
-    r"(?:answer|result|solution)(?: (?:goes )?here)?"
+    r"(?:answer|result|solution)(?: is| (?:goes )?here)?"
+    r"|(?:(?:insert|put|write|enter|place|a|an|the|your|my|single|final|correct|numerical|numeric|option|choice) )+"
+    r"(?:value|number|integer|expression|letter)(?: (?:goes )?here)?"
 )
+_BETWEEN = re.compile(r"[,;]|\band\b|\bor\b")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")  # yourAnswer
 _WRAPPERS = re.compile(
     r"\$\$(?P<a>[^$]*)\$\$|\$(?P<b>[^$]*)\$|\\\((?P<c>(?:(?!\\[()]).)*)\\\)|\\\[(?P<d>(?:(?!\\[\[\]]).)*)\\\]"
     r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boxed|fbox)\s*\{(?P<e>[^{}]*)\}|\*\*(?P<f>[^*]*)\*\*|`(?P<g>[^`]*)`"
@@ -36,13 +41,22 @@ _DATE = re.compile(
     r"|(?:the )?(?P<e>[0-3]?[0-9])(?:st|nd|rd|th)?(?: of)? (?P<b>[a-z]{3,9}))(?:,? (?P<y>[12][0-9]{3}))?",
     re.ASCII,
 )
+_ISO_DATE = re.compile(r"([12][0-9]{3})-([01][0-9])-([0-3][0-9])", re.ASCII)
+_SLASHED_DATE = re.compile(r"[0-3]?[0-9]/[0-3]?[0-9]/[12][0-9]{3}", re.ASCII)
 _MAYBE_DATE = re.compile(rf"{'|'.join(_MONTHS)}|st\b|nd\b|rd\b|th\b", re.IGNORECASE)
 _ORDINAL = re.compile(r"[0-9]*(?:1 ?st|2 ?nd|3 ?rd|[0-9] ?th)", re.ASCII)
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mbox)\b|[{}^]|\\(?=[ ,;])")
 _PUNCTUATION = re.compile(r"[!-/:-@\[\]^-`{-~\s]*")  # no backslash: \{\} is a set
 _DIGITS: Final = frozenset("0123456789")
-_VERDICTS: Final = frozenset({"yes", "no", "true", "false", "odd", "even"})
+_VERDICTS: Final = frozenset(
+    "yes no true false odd even positive negative increasing decreasing converges diverges convergent divergent correct "
+    "incorrect right wrong left up down valid invalid always sometimes never heads tails rational irrational prime composite "
+    "win lose win loss greater less equal larger smaller higher lower concave convex dependent independent".split()
+)
+_LETTER_VERDICTS: Final = (frozenset("tf"), frozenset("yn"), frozenset("ht"), frozenset("wl"))
 _CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]")
+_ROMAN = r"\((?:i|[xv]?i{2,3}|x?i?[vx]|[xv]i|xvi{0,3}|I|[XV]?I{2,3}|X?I?[VX]|[XV]I|XVI{0,3})\)"
+_ROMANS = re.compile(rf"{_ROMAN}(?:(?: ?, ?and | ?[,;] ?| and | or ){_ROMAN})*")  # (ii), (i) and (iv): labels, no products
 
 
 def normal(text: str) -> str:
@@ -69,8 +83,13 @@ def is_placeholder(text: str) -> bool:
     bare = text.strip(" .?_").removesuffix(r"\\")
     if bare in ("NA", "na") or _PUNCTUATION.fullmatch(bare):  # but not Na, which is sodium, or N times a
         return True
-    words = " ".join(re.split(r"[\s_-]+", (bare.strip("<>[](){}*!:. ?_-") or bare).replace("’", "'").casefold())).strip()
-    return words in _PLACEHOLDERS or _OF_TEMPLATES.fullmatch(words) is not None
+    inner = (bare.strip("<>[](){}*!:. ?_-") or bare).replace("’", "'")
+    for spelled in (inner, _CAMEL.sub(" ", inner)):
+        words = " ".join(re.split(r"[\s_-]+", spelled.casefold())).strip().replace(" / ", "/")
+        if words in _PLACEHOLDERS or spelled == "xxx" or _OF_TEMPLATES.fullmatch(words) is not None:  # but XXX is thirty
+            return True
+    parts = _BETWEEN.split(inner)
+    return len(parts) > 1 and all(map(is_placeholder, parts))
 
 
 def has_control_characters(text: str) -> bool:
@@ -84,6 +103,11 @@ def has_control_characters(text: str) -> bool:
 
 def date(text: str) -> str | None:
     """A day such as June 20, 20th of June or Jun. 20, 2021, a month of a year, or 5th, in one spelling; None for other text."""
+    numeric = _ISO_DATE.fullmatch(text)
+    if numeric is not None and 1 <= int(numeric[2]) <= 12:
+        return f"{[*_MONTHS.values()][int(numeric[2]) - 1]} {int(numeric[3])} {numeric[1]}"
+    if _SLASHED_DATE.fullmatch(text):
+        return text  # the day or the month first?
     if _DIGITS.isdisjoint(text) or _MAYBE_DATE.search(text) is None:
         return None
     plain = " ".join(_MARKUP.sub("", text).replace("~", " ").strip(" .").casefold().split())
@@ -107,6 +131,8 @@ def choice(text: str) -> str | None:
 
 def is_words(text: str) -> bool:
     """Whether an answer reads as words and not as mathematics: letters and light punctuation, at least one run a word."""
+    if text[:1] == "(" and _ROMANS.fullmatch(text):
+        return True
     if not _PHRASE.fullmatch(text) or len(text) > 300:
         return False
     runs = [run for run in _RUN.findall(text) if len(run) > 1]
@@ -116,8 +142,15 @@ def is_words(text: str) -> bool:
 
 
 def is_code(text: str) -> bool:
-    """Whether an answer is three capital letters or more: a ranking, a triangle, an abbreviation, but no product."""
-    return len(text) >= 3 and text.isascii() and text.isalpha() and text.isupper()
+    """Whether an answer is two capital letters or more: tosses, a ranking, a triangle, an abbreviation, but no product."""
+    plain = text.replace(" ", "")
+    return (
+        len(plain) >= 2
+        and plain.isascii()
+        and plain.isalpha()
+        and plain.isupper()
+        and len(text) in (len(plain), 2 * len(plain) - 1)
+    )
 
 
 def words_key(text: str) -> str:
@@ -126,11 +159,28 @@ def words_key(text: str) -> str:
         raise Strange("script")
     if not re.fullmatch(r"[^\W\d_]+(?:[ ,;:.!?'’()/-]+[^\W\d_]+)*[ .!?)]*", text.strip(" (")):
         raise Strange("words")
+    if is_placeholder(text) or any(part.strip() and is_placeholder(part) for part in _BETWEEN.split(text)):
+        raise Nothing
     if len(text) == 1:
         return "t:" + text
     text = text.casefold().replace("’", "'")
     parts = [" ".join(re.sub(r"[.!?()]", " ", part).split()) for part in re.split(r"[,;] *(?:and\b|or\b)?|\band\b|\bor\b", text)]
-    ordered = not _VERDICTS.isdisjoint(parts)  # "yes, no" answers two questions
-    if len(parts) == 1 or not all(parts) or any(part.count(" ") > 1 for part in parts) or ordered:
+    if len(parts) == 1 or not all(parts) or any(part.count(" ") > 1 for part in parts):
         return "t:" + " ".join(re.sub(r"[.!?(),;]", " ", text).split())
-    return "s:{" + "|".join(sorted({"t:" + part for part in parts})) + "}"
+    return list_key(parts, either=re.search(r"\bor\b", text) is not None)
+
+
+def list_key(parts: list[str], either: bool) -> str:
+    """The key of several words or letters: a sequence where the order is the answer, otherwise a set.
+
+    A sequence is what repeats ("T, F, T"), what holds a verdict ("yes, no" answers two questions), and three single letters
+    or more that are not in alphabetical order ("B, A, C" ranks); "A, C" and "C, A" tick the same boxes.
+    """
+    small = [part.casefold() for part in parts]
+    letters = all(len(part) == 1 for part in parts)
+    ranked = letters and len(parts) > 2 and small != sorted(small)
+    verdicts = not _VERDICTS.isdisjoint(small) or any(set(small) <= pair for pair in _LETTER_VERDICTS)
+    prefix = "L:or" if either else ""  # Alice or Bob is not both
+    if verdicts or ranked or len(set(parts)) < len(parts):
+        return f"{prefix}t:{' '.join(parts)}"
+    return prefix + "s:{" + "|".join(sorted({"t:" + part for part in parts})) + "}"

@@ -240,6 +240,9 @@ def test_an_equation_of_matrices_is_opaque_and_no_crash(answer):
         (r"x<1 \text{ and } x>3", r"x<1 \text{ or } x>3"), (r"x<1 \text{ and } x>3", r"x<1 \text{ and } x>4"),
         (r"x=1 \text{ or } y=2", "x=1, y=2"), (r"x+y=1 \text{ or } x-y=3", "x+y=1, x-y=3"), (r"2x=5, x \in \mathbb{Z}", "2x=5"),
         (r"\{x : x < 1, x > 3\}", r"\{x : x < 1 \text{ or } x > 3\}"),
+        ("|x-7|=2", "5"), ("|x+5|=3", "-2"), ("|2x-9|=3", "3"), ("|x+10|=-1", "-11"), (r"\sqrt{x^2-20x+100}=4", "6"),
+        (r"\max(x,-10)=-10", "-10"), (r"\lfloor 5x\rfloor=5", "1"), (r"\frac{|x+7|}{x+7}x=3", "3"), ("|y+5|=|x|", "y=|x|-5"),
+        ("x(x-1)(x+3)(5x-7)+x=5", "5"), ("x(x-1)(x+3)(5x-7)(x-5)+x=5", "5"), (r"\sqrt{x^2+10x+25}>3", "x>-2"),
         ("xy=x", "y=1"), ("xy=2", "y=1/x"), (r"\text{June 20}", r"\text{June 21}"), ("June 20", "20"), ("3 rs", "3"),
     ],
 )  # fmt: skip

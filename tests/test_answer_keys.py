@@ -218,6 +218,37 @@ def test_every_variable_is_met_inside_and_outside_the_unit_interval_with_both_si
     assert answer_key(rf"\ln {letter}^2") != answer_key(rf"2\ln {letter}")
 
 
+@pytest.mark.parametrize("letter", LETTERS)
+@pytest.mark.parametrize(
+    "text, others",
+    [
+        ("|@-5|", ["5-@", "@-5"]), ("|@+9|", ["@+9", "-@-9"]), (r"\sqrt{(@+9)^2}", ["@+9"]), (r"\max(@,9)", ["9", "@"]),
+        (r"\min(@,5)", ["@", "5"]), (r"\sqrt{@+9}", [r"\sqrt{|@+9|}"]), (r"\frac{|@-90|}{@-90}", ["-1", "1"]),
+        (r"\sqrt{(@-88)^2}", ["88-@", "@-88"]), ("|@-125|", ["125-@", "|@-126|"]), ("|@+130|", ["@+130"]),
+        (r"\lfloor @\rfloor", [r"\lfloor @+0.0001\rfloor", r"\lceil @\rceil-1"]),
+        (r"\lfloor @/100\rfloor", [r"\lfloor @/200\rfloor"]),
+    ],
+)  # fmt: skip
+def test_what_turns_at_a_number_within_90_or_in_bars_within_130_is_told_from_its_parts(letter, text, others):
+    key = answer_key(text.replace("@", letter))
+    assert key not in [answer_key(other.replace("@", letter)) for other in others]
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ("|x|^2", "x^2"), ("|x^2+1|", "x^2+1"), (r"\max(x,-x)", "|x|"), (r"\max(a,b)+\min(a,b)", "a+b"), ("|x-500|", "|500-x|"),
+        (r"\frac{a+b+|a-b|}{2}", r"\max(a,b)"), (r"\cosh x-\sinh x", "e^{-x}"), (r"\frac{1}{\cosh x-\sinh x}", "e^x"),
+        (r"\sqrt{e^{2x^2}}", "e^{x^2}"), (r"e^{2\ln x}", "x^2"), (r"\frac{n!}{(n-1)!}", "n"), ("(x+1)^2=x^2+5", "2"),
+        ("x^4+x=x^4+5", "5"), (r"\sum_{k=1}^3 kx=12", "2"), (r"\begin{vmatrix}x&1\\2&3\end{vmatrix}=1", "1"),
+        (r"\binom{x}{2}>3", r"x<-2 \text{ or } x>3"), (r"|2x-1|+|x|\le 3", r"[-\frac23,\frac43]"),
+        ("2|x|+3y=6", r"y=2-\frac{2|x|}{3}"),
+    ],
+)  # fmt: skip
+def test_what_is_the_same_everywhere_stays_equal(a, b):
+    assert answer_key(a) == answer_key(b) and not is_opaque(answer_key(a))
+
+
 @pytest.mark.parametrize(
     "answer",
     [r"\begin{pmatrix}1\end{pmatrix}x=4x", r"\begin{pmatrix}1\end{pmatrix}x<4x"],

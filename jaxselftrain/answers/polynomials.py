@@ -1,4 +1,4 @@
-"""Takes a tree and a variable, gives a bound on the degree of the polynomial that is written, and points that prove a lower one."""
+"""Takes a tree and a variable, gives a bound on its degree where a polynomial is written, and points that prove a lower one."""
 
 from __future__ import annotations
 

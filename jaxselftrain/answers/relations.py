@@ -6,12 +6,12 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, Final
 
-from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.evaluate import POINTS, Approximate, settle, substitute, text, variables
+from jaxselftrain.answers.arithmetic import ONE, ZERO, Budget
+from jaxselftrain.answers.evaluate import Approximate, substitute, text, variables
 from jaxselftrain.answers.polynomials import PROBES, degree
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import Region, half_line, intersection, minus, num, solve
-from jaxselftrain.answers.scalars import digest, infinite, is_scalar, real_number, scalar_key
+from jaxselftrain.answers.scalars import at_points, digest, infinite, is_scalar, real_number, scalar_key
 from jaxselftrain.answers.tokens import Nothing, Strange
 
 MIRROR: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
@@ -70,11 +70,10 @@ def _is_number(key: str) -> bool:
 def _up_to_scale(difference: Tree, budget: Budget) -> tuple[str, int]:
     """A digest of a function's values up to a factor, and the sign taken out."""
     values: list[Fraction | None] = []
-    for k in range(POINTS):
-        settled = settle(difference, k, budget)
+    for settled in at_points(difference, budget):
         if isinstance(settled, list):
             raise Strange("an equation of matrices")
-        re, im = settled
+        re, im = (ZERO, ONE) if settled is None else settled
         values.append((re.value if isinstance(re, Approximate) else re) if im == 0 else None)
     scale = next((value for value in values if value), None)
     if scale is None:

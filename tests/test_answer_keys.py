@@ -218,6 +218,37 @@ def test_every_variable_is_met_inside_and_outside_the_unit_interval_with_both_si
     assert answer_key(rf"\ln {letter}^2") != answer_key(rf"2\ln {letter}")
 
 
+@pytest.mark.parametrize("letter", LETTERS)
+@pytest.mark.parametrize(
+    "text, others",
+    [
+        ("|@-5|", ["5-@", "@-5"]), ("|@+9|", ["@+9", "-@-9"]), (r"\sqrt{(@+9)^2}", ["@+9"]), (r"\max(@,9)", ["9", "@"]),
+        (r"\min(@,5)", ["@", "5"]), (r"\sqrt{@+9}", [r"\sqrt{|@+9|}"]), (r"\frac{|@-90|}{@-90}", ["-1", "1"]),
+        (r"\sqrt{(@-88)^2}", ["88-@", "@-88"]), ("|@-125|", ["125-@", "|@-126|"]), ("|@+130|", ["@+130"]),
+        (r"\lfloor @\rfloor", [r"\lfloor @+0.0001\rfloor", r"\lceil @\rceil-1"]),
+        (r"\lfloor @/100\rfloor", [r"\lfloor @/200\rfloor"]),
+    ],
+)  # fmt: skip
+def test_what_turns_at_a_number_within_90_or_in_bars_within_130_is_told_from_its_parts(letter, text, others):
+    key = answer_key(text.replace("@", letter))
+    assert key not in [answer_key(other.replace("@", letter)) for other in others]
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ("|x|^2", "x^2"), ("|x^2+1|", "x^2+1"), (r"\max(x,-x)", "|x|"), (r"\max(a,b)+\min(a,b)", "a+b"), ("|x-500|", "|500-x|"),
+        (r"\frac{a+b+|a-b|}{2}", r"\max(a,b)"), (r"\cosh x-\sinh x", "e^{-x}"), (r"\frac{1}{\cosh x-\sinh x}", "e^x"),
+        (r"\sqrt{e^{2x^2}}", "e^{x^2}"), (r"e^{2\ln x}", "x^2"), (r"\frac{n!}{(n-1)!}", "n"), ("(x+1)^2=x^2+5", "2"),
+        ("x^4+x=x^4+5", "5"), (r"\sum_{k=1}^3 kx=12", "2"), (r"\begin{vmatrix}x&1\\2&3\end{vmatrix}=1", "1"),
+        (r"\binom{x}{2}>3", r"x<-2 \text{ or } x>3"), (r"|2x-1|+|x|\le 3", r"[-\frac23,\frac43]"),
+        ("2|x|+3y=6", r"y=2-\frac{2|x|}{3}"),
+    ],
+)  # fmt: skip
+def test_what_is_the_same_everywhere_stays_equal(a, b):
+    assert answer_key(a) == answer_key(b) and not is_opaque(answer_key(a))
+
+
 @pytest.mark.parametrize(
     "answer",
     [r"\begin{pmatrix}1\end{pmatrix}x=4x", r"\begin{pmatrix}1\end{pmatrix}x<4x"],
@@ -240,6 +271,9 @@ def test_an_equation_of_matrices_is_opaque_and_no_crash(answer):
         (r"x<1 \text{ and } x>3", r"x<1 \text{ or } x>3"), (r"x<1 \text{ and } x>3", r"x<1 \text{ and } x>4"),
         (r"x=1 \text{ or } y=2", "x=1, y=2"), (r"x+y=1 \text{ or } x-y=3", "x+y=1, x-y=3"), (r"2x=5, x \in \mathbb{Z}", "2x=5"),
         (r"\{x : x < 1, x > 3\}", r"\{x : x < 1 \text{ or } x > 3\}"),
+        ("|x-7|=2", "5"), ("|x+5|=3", "-2"), ("|2x-9|=3", "3"), ("|x+10|=-1", "-11"), (r"\sqrt{x^2-20x+100}=4", "6"),
+        (r"\max(x,-10)=-10", "-10"), (r"\lfloor 5x\rfloor=5", "1"), (r"\frac{|x+7|}{x+7}x=3", "3"), ("|y+5|=|x|", "y=|x|-5"),
+        ("x(x-1)(x+3)(5x-7)+x=5", "5"), ("x(x-1)(x+3)(5x-7)(x-5)+x=5", "5"), (r"\sqrt{x^2+10x+25}>3", "x>-2"),
         ("xy=x", "y=1"), ("xy=2", "y=1/x"), (r"\text{June 20}", r"\text{June 21}"), ("June 20", "20"), ("3 rs", "3"),
     ],
 )  # fmt: skip

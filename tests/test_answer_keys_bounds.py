@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxselftrain.answers import answer_key, keys
+from jaxselftrain.answers import answer_key, arithmetic, keys
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fuzz"))
 from texts import SLOW
@@ -40,6 +40,15 @@ COSTLY = {
     "binomials": "+".join(rf"\binom{{x}}{{{n}}}" for n in range(50, 100)),
     "intervals": r"\cup".join(rf"(\sqrt{{{n}}},\sqrt{{{n + 1}}})" for n in range(2, 70)),
     "bars": r"|x-1|+|x-2|+|x-3|+|x-\sqrt2|<5",
+    "cube roots of powers": r"\sum_{k=1300}^{1500}\sqrt[3]{7^k+2}",
+    "cube roots of quotients": r"x\sum_{k=650}^{720}\sqrt[3]{\frac{7^k+2}{7^k+3}}",
+    "fifth roots": r"x\sum_{k=601}^{700}\sqrt[5]{7^k+2}",
+    "cube roots written out": "x(" + "+".join(rf"\sqrt[3]{{7^{{{k}}}+2}}" for k in range(700, 728)) + ")",
+    "complex gamma functions": "+".join(f"(x+{n}i)!" for n in range(1, 20)),
+    "complex powers": "i^{n+i}" * 39,
+    "arcsines": r"\arcsin nx" * 69,
+    "alternating marks": "x" + "\u0301\u0323" * 4999,
+    "signs and pi": r"0000000000\pm01021\pi00\pm000\pm01001\pi00\pm01000000700010=000000310d",
     "logarithms": r"\log_2(\log_3(\log_4(10^{5000})))",
 }
 
@@ -50,6 +59,14 @@ def test_an_answer_built_to_be_costly_is_not(name):
     start = time.process_time()
     answer_key(COSTLY[name])
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("degree", [3, 4, 5, 7, 31, 64])
+def test_roots_of_whole_numbers_are_exact(degree):
+    for bits in (1, 5, 20, 60, 4096 // degree - 1):
+        root = (1 << bits) - bits // 3
+        assert [arithmetic._root(root**degree + more, degree) for more in (-1, 0, 1)] == [None, root, None]
+    assert [arithmetic._floor_root(n, degree) for n in (1, 2**degree - 1, 2**degree, 3**degree - 1)] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("name", SLOW)

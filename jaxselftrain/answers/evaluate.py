@@ -19,8 +19,11 @@ from jaxselftrain.answers.functions import apply, nearest_fraction
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
-POINTS: Final = 12
-STEPS: Final = 6  # further points, whole numbers, for what holds \lfloor or \lceil
+POINTS: Final = 14
+FAR: Final = 12  # from this one on the points are large: what is too large to compute there is left out
+STEPS: Final = 6  # further points, whole numbers, for what holds \lfloor or \lceil, and as many again:
+NEAR: Final = 2  # just below and above a whole number
+REMOTE: Final = 4  # beyond 130, of both signs; for what holds | |, max or min too
 DIGITS: Final = (130, 190)  # the two precisions; they must agree to
 AGREED: Final = Fraction(1, 10**115)
 MORE_DIGITS: Final = (300, 600)  # where they don't: mostly a zero
@@ -51,26 +54,41 @@ def point(name: str, k: int) -> Fraction:
     """The value of a variable at point k.
 
     0 in (1/8, 1); 1 its reciprocal, so that every two variables are once in this order and once in the other, and |x - y| is
-    neither x - y nor y - x; 2 in (1, 20); 3 in (-8, -1). At the other eight the signs are the variable's own (`_signs`), and
-    of its four values of each sign the first and third are within 1, the second within 8, the fourth within 60.
+    neither x - y nor y - x; 2 in (1, 20); 3 in (-8, -1). At the next eight the signs are the variable's own (`_signs`), and
+    of its four values of each sign the first and third are within 1, the second within 8, the fourth in 9..60. The last
+    two are in 91..99, one of each sign: what turns at a number within 90 turns between points, whatever the letter. No
+    farther, so that e^(2x^2) is not too large and e^-x not lost beside e^x.
     """
     if k == 1:
         return 1 / point(name, 0)
-    if k >= POINTS:  # whole numbers, one of each remainder by six; for functions with steps there
-        return Fraction(6 * (_drawn(f"{k}:{name}", 1) % 9 - 3) + k - POINTS)
+    if k >= POINTS:
+        return _further(name, k)
     draw = _drawn(f"{k}:{name}", 8)
     bottom = (211, 223, 227, 229, 233, 239, 241, 251, 257, 263, 269, 271)[draw % 12]
     if k < 4:
-        low, high = ((bottom // 8 + 1, bottom - 1), (0, 0), (bottom + 1, 20 * bottom), (bottom + 1, 8 * bottom))[k]
+        near, far = ((0.125, 1), (0, 0), (1, 20), (1, 8))[k]
         sign = -1 if k == 3 else 1
     else:
         signs = _signs(name)
-        sign = signs[k - 4]
-        far = (1, 8, 1, 60)[signs[: k - 4].count(sign)]
-        low, high = (1, bottom - 1) if far == 1 else (bottom + 1, far * bottom)
+        sign = signs[k - 4] if k < FAR else signs[0] * (-1) ** k
+        near, far = ((0, 1), (1, 8), (0, 1), (9, 60))[signs[: k - 4].count(sign)] if k < FAR else (91, 99)
+    low, high = int(near * bottom) + 1, int(far * bottom) - (far == 1)
     top = low + draw // 24 % (high - low)
     top += top % bottom == 0  # no whole numbers
     return Fraction(sign * top, bottom)
+
+
+def _further(name: str, k: int) -> Fraction:
+    """Points for what has steps or corners: whole numbers, one of each remainder by six; beside whole numbers; remote ones."""
+    k -= POINTS
+    draw = _drawn(f"{k + POINTS}:{name}", 2)
+    if k < STEPS:
+        return Fraction(6 * (draw // 256 % 9 - 3) + k)
+    k -= STEPS
+    if k < NEAR:
+        return draw % 19 + Fraction((-1) ** (k + 1), 10**9 + draw)
+    k -= NEAR
+    return Fraction((-1) ** k * (130 + draw % 170 if k < 2 else 300 + draw % 700)) + Fraction(draw, 2**16)
 
 
 def _drawn(text: str, size: int) -> int:

@@ -35,7 +35,7 @@ def apply(name: str, values: Sequence[Any], by: Arithmetic) -> Any:
     x = by.number(value)
     if x and by.mp.mag(x) > 3000:
         raise TooLarge(name)
-    by.charge(60)
+    by.charge(by.dearer(x, 60))
     if name == "arccot" and not x:
         return by.mp.pi / 2
     result = by.bounded(getattr(by.mp, _MP_NAMES.get(name, name))(x))
@@ -156,7 +156,7 @@ def _gamma(value: Any, by: Arithmetic) -> Any:
     x = by.number(value)
     if by.digits > GAMMA_DIGITS or abs(x) > _MAX_GAMMA:
         raise TooLarge("gamma")
-    by.charge(300)
+    by.charge(1000 if isinstance(x, by.mp.mpc) else 300)
     result = by.bounded(by.mp.gamma(x))
     by.nonzero(1 / result)
     return result

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from jaxselftrain.answers.arithmetic import Budget
 from jaxselftrain.answers.atoms import HALF
 from jaxselftrain.answers.evaluate import holds, settle, substitute, variables
+from jaxselftrain.answers.polynomials import PROBES, degree
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.scalars import INFINITY, infinite, is_scalar, number_key, real_number, scalar_key
 from jaxselftrain.answers.tokens import Nothing, Strange
@@ -223,13 +224,14 @@ def _roots(tree: Tree, x: Tree, budget: Budget) -> list[tuple[End, Tree]] | None
     def at(value: int | Fraction) -> Tree:
         return substitute(tree, x, num(value))
 
-    if not is_scalar(tree):
+    bound = degree(tree, x[1])
+    if bound is None or not is_scalar(tree):
         return None
     try:
         c = _settled(at(0), budget)
         a = _settled(minus(("mul", (("add", (at(1), at(-1))), HALF), ()), c), budget)
         b = _settled(("mul", (minus(at(1), at(-1)), HALF), ()), budget)
-        for probe in (Fraction(5), Fraction(-11, 3)):
+        for probe in PROBES[: max(bound - 2, 0)]:
             guess = ("add", (("mul", (a, num(probe * probe)), ()), ("mul", (b, num(probe)), ()), c))
             if real_number(minus(at(probe), guess), budget) != 0:
                 return None

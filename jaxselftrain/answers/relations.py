@@ -6,11 +6,12 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any, Final
 
-from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.evaluate import POINTS, Approximate, settle, substitute, text, variables
+from jaxselftrain.answers.arithmetic import ONE, ZERO, Budget
+from jaxselftrain.answers.evaluate import Approximate, substitute, text, variables
+from jaxselftrain.answers.polynomials import PROBES, degree
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import Region, half_line, intersection, minus, num, solve
-from jaxselftrain.answers.scalars import digest, infinite, is_scalar, real_number, scalar_key
+from jaxselftrain.answers.scalars import at_points, digest, infinite, is_scalar, real_number, scalar_key
 from jaxselftrain.answers.tokens import Nothing, Strange
 
 MIRROR: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "!=": "!="}
@@ -38,24 +39,28 @@ def equation_key(left: Tree, right: Tree, budget: Budget) -> str:
 
 
 def _solved(difference: Tree, name: str, names: set[str], budget: Budget) -> Tree | None:
-    """The value of `name` for which a function that is linear in it vanishes, where that says the same as the equation.
+    """The value of `name` for which a polynomial that is linear in it vanishes, where that says the same as the equation.
 
     It does when the factor of `name` is a number, and when the rest is one: xy = 1 says y = 1/x, for where x is zero neither
     holds; but xy = x is more than y = 1.
     """
+    bound = degree(difference, name)
+    if bound is None:
+        return None
     x = ("sym", name)
-    at = [substitute(difference, x, num(value)) for value in (0, 1, -3, Fraction(7, 5))]
-    slope = minus(at[1], at[0])
+    at_zero, at_one = (substitute(difference, x, num(value)) for value in (0, 1))
+    slope = minus(at_one, at_zero)
     try:
-        factor, rest = (scalar_key(tree, budget) for tree in (slope, at[0]))
+        factor, rest = (scalar_key(tree, budget) for tree in (slope, at_zero))
         if factor == "n:0" or not (_is_number(factor) or (len(names) == 2 and _is_number(rest) and rest != "n:0")):
             return None
-        for value, there in ((-3, at[2]), (Fraction(7, 5), at[3])):
-            if scalar_key(minus(minus(there, at[0]), ("mul", (num(value), slope), ())), budget) != "n:0":
+        for probe in PROBES[: bound - 1]:
+            there = minus(substitute(difference, x, num(probe)), at_zero)
+            if scalar_key(minus(there, ("mul", (num(probe), slope), ())), budget) != "n:0":
                 return None
     except (Strange, Nothing):
         return None
-    return ("mul", (("neg", at[0]),), (num(Fraction(factor[2:])) if _is_number(factor) else slope,))
+    return ("mul", (("neg", at_zero),), (num(Fraction(factor[2:])) if _is_number(factor) else slope,))
 
 
 def _is_number(key: str) -> bool:
@@ -65,13 +70,10 @@ def _is_number(key: str) -> bool:
 def _up_to_scale(difference: Tree, budget: Budget) -> tuple[str, int]:
     """A digest of a function's values up to a factor, and the sign taken out."""
     values: list[Fraction | None] = []
-    rounded = False
-    for k in range(POINTS):
-        settled = settle(difference, k, budget)
+    for settled in at_points(difference, budget):
         if isinstance(settled, list):
             raise Strange("an equation of matrices")
-        re, im = settled
-        rounded = rounded or isinstance(re, Approximate)
+        re, im = (ZERO, ONE) if settled is None else settled
         values.append((re.value if isinstance(re, Approximate) else re) if im == 0 else None)
     scale = next((value for value in values if value), None)
     if scale is None:

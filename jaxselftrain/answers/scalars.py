@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, Final
 
 from jaxselftrain.answers.arithmetic import Budget
-from jaxselftrain.answers.evaluate import POINTS, STEPS, Complex, holds, point, settle, text, variables
+from jaxselftrain.answers.evaluate import FAR, NEAR, POINTS, REMOTE, STEPS, Complex, holds, point, settle, text, variables
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
 
@@ -33,25 +33,85 @@ def scalar_key(tree: Tree, budget: Budget) -> str:
     if not names:
         value = settle(tree, 0, budget)
         return number_key(value) if type(value) is tuple else _matrix_key([value], ())
-    values = [settle(tree, k, budget) for k in range(POINTS)]
+    values = at_points(tree, budget)
     if type(values[0]) is list:
         return _matrix_key(values, names, has_i=holds(tree, IMAGINARY))
     key = _function_key(values, names, has_i=holds(tree, IMAGINARY))
-    if not _has_steps(tree):
-        return key
-    at_steps = []
-    for k in range(POINTS, POINTS + STEPS):
+    if _holds_function(tree, "floor", "ceil"):
+        at_steps = _spelled(tree, range(POINTS, POINTS + STEPS + NEAR + REMOTE), budget)
+        return key if key.startswith("n:") and set(at_steps) == {key} else "f:" + digest([key, *at_steps])
+    if _holds_function(tree, "abs", "max", "min"):
+        return _with_corners(key, tree, budget)
+    return key
+
+
+def at_points(tree: Tree, budget: Budget) -> list[Any]:
+    """The values of a function at the points; None at a far one where it cannot be computed."""
+    values: list[Any] = [settle(tree, k, budget) for k in range(FAR)]
+    for k in range(FAR, POINTS):
         try:
-            at_steps.append(number_key(settle(tree, k, budget)))
+            values.append(settle(tree, k, budget))
+        except (Strange, Nothing):
+            if budget.left < 0:
+                raise
+            values.append(None)
+    return values
+
+
+def _spelled(tree: Tree, points: range, budget: Budget) -> list[str]:
+    """The keys of a function's values at further points."""
+    found = []
+    for k in points:
+        try:
+            found.append(number_key(settle(tree, k, budget)))
         except Nothing:
-            at_steps.append("undefined")
-    if key.startswith("n:") and set(at_steps) == {key}:
+            found.append("undefined")
+        except TooLarge:
+            if budget.left < 0:
+                raise
+            found.append("too large")
+    return found
+
+
+def _with_corners(key: str, tree: Tree, budget: Budget) -> str:
+    """The key of a function with | |, max or min whose corners lie beyond the points: |x - 500|, which is 500 - x at all of them.
+
+    Where a function without corners agrees with it at the points and beyond, it is that function: |x|^2 has the key of x^2.
+    Where none does at the points, its key tells so already.
+    """
+    try:
+        smooth = _without_corners(tree, budget)
+        if smooth == tree or _function_key(at_points(smooth, budget), variables(tree), holds(tree, IMAGINARY)) != key:
+            return key
+        remote = range(POINTS + STEPS + NEAR, POINTS + STEPS + NEAR + REMOTE)
+        beyond = _spelled(tree, remote, budget)
+        return key if beyond == _spelled(smooth, remote, budget) else "f:" + digest([key, *beyond])
+    except (Strange, Nothing):
+        if budget.left < 0:
+            raise
         return key
-    return "f:" + digest([key, *at_steps])
 
 
-def _has_steps(tree: Any) -> bool:
-    return (tree[:1] == ("fn",) and tree[1] in ("floor", "ceil")) or any(_has_steps(part) for part in tree if type(part) is tuple)
+def _without_corners(tree: Any, budget: Budget) -> Any:
+    """The tree with every | |, max and min replaced by what it is at the first point."""
+    if type(tree) is not tuple:
+        return tree
+    tree = tuple(_without_corners(part, budget) for part in tree)
+    if tree[:1] != ("fn",) or tree[1] not in ("abs", "max", "min") or not variables(tree):
+        return tree
+    values = [settle(argument, 0, budget) for argument in tree[2]]
+    if any(type(value) is list or value[1] != 0 for value in values):
+        raise Strange(tree[1])
+    at = [value[0] if type(value[0]) is Fraction else value[0].value for value in values]
+    if tree[1] == "abs":
+        return tree[2][0] if at[0] >= 0 else ("neg", tree[2][0])
+    return tree[2][at.index(max(at) if tree[1] == "max" else min(at))]
+
+
+def _holds_function(tree: Any, *names: str) -> bool:
+    if tree[:1] == ("fn",) and tree[1] in names:
+        return True
+    return any(_holds_function(part, *names) for part in tree if type(part) is tuple)
 
 
 def infinite(tree: Tree) -> int:
@@ -80,17 +140,17 @@ def number_key(value: Complex) -> str:
     return f"c:{text(re)},{text(im)}"
 
 
-def _function_key(values: list[Complex], names: set[str], has_i: bool) -> str:
+def _function_key(values: list[Complex | None], names: set[str], has_i: bool) -> str:
     """Equal functions of real variables agree wherever both are real; where one is not, the other must not be either."""
-    spelled = [number_key(value) for value in values]
-    if len(set(spelled)) == 1:
+    spelled = ["not computed" if value is None else number_key(value) for value in values]
+    if len({key for key, value in zip(spelled, values, strict=True) if value is not None}) == 1:
         return spelled[0]
     for name in names:
         if spelled == [f"n:{point(name, k)}" for k in range(POINTS)]:
             return "t:" + name
     if not has_i:
-        real = [value[1] == 0 for value in values]
-        if any(real):
+        real = [value is None or value[1] == 0 for value in values]
+        if any(real[:FAR]):
             spelled = [key if is_real else "undefined" for key, is_real in zip(spelled, real, strict=True)]
     return "f:" + digest(spelled)
 
@@ -103,8 +163,8 @@ def _matrix_key(values: list[Any], names: Any, has_i: bool = True) -> str:
     rows, columns = len(values[0]), len(values[0][0])
     cells = []
     for r, c in product(range(rows), range(columns)):
-        cell = [value[r][c] for value in values]
-        cells.append(_function_key(cell, set(names), has_i) if len(cell) > 1 else number_key(cell[0]))
+        cell = [None if value is None else value[r][c] for value in values]
+        cells.append(_function_key(cell, set(names), has_i) if len(cell) > 1 else number_key(values[0][r][c]))
     return f"m:{rows}x{columns}({';'.join(cells)})"
 
 

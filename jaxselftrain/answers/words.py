@@ -9,7 +9,8 @@ from typing import Final
 from jaxselftrain.answers.tables import FUNCTIONS
 from jaxselftrain.answers.tokens import Nothing, Strange, kind_of_run
 
-MAX_CHARACTERS: Final = 10_000  # a longer answer keeps its exact text: normalising some Unicode texts takes quadratic time
+MAX_CHARACTERS: Final = 10_000  # a longer answer keeps its exact text
+MAX_MARKS: Final = 30  # so does one with a longer row of combining marks: Unicode's own bound, sorting them takes quadratic time
 
 # Stand-ins for an answer, once . and ? and brackets around them are gone; "none of the above" and "no solution" are answers.
 _PLACEHOLDERS: Final = frozenset(
@@ -64,6 +65,8 @@ def normal(text: str) -> str:
     if len(text) > MAX_CHARACTERS:
         return text
     if not text.isascii():
+        if _has_long_marks(text):
+            return " ".join(text.split())
         # NFKC turns 2⁵ into 25 and ½ into 1⁄2: with such a character in it, the text keeps its own form.
         raised = any(unicodedata.decomposition(c).startswith(("<super>", "<sub>", "<fraction>")) for c in text if c > "\x7f")
         text = unicodedata.normalize("NFC" if raised else "NFKC", text).replace("\ufeff", "")
@@ -74,6 +77,16 @@ def normal(text: str) -> str:
             break
         text = next(group for group in inside.groups() if group is not None).strip()
     return text
+
+
+def _has_long_marks(text: str) -> bool:
+    """Whether more than `MAX_MARKS` combining marks follow one another."""
+    row = 0
+    for character in text:
+        row = row + 1 if unicodedata.combining(character) else 0
+        if row > MAX_MARKS:
+            return True
+    return False
 
 
 def is_placeholder(text: str) -> bool:

@@ -41,7 +41,7 @@ def scalar_key(tree: Tree, budget: Budget) -> str:
         at_steps = _spelled(tree, range(POINTS, POINTS + STEPS + NEAR + REMOTE), budget)
         return key if key.startswith("n:") and set(at_steps) == {key} else "f:" + digest([key, *at_steps])
     if _holds_function(tree, "abs", "max", "min"):
-        return _with_corners(key, tree, budget)
+        return _with_corners(key, values, tree, budget)
     return key
 
 
@@ -73,7 +73,7 @@ def _spelled(tree: Tree, points: range, budget: Budget) -> list[str]:
     return found
 
 
-def _with_corners(key: str, tree: Tree, budget: Budget) -> str:
+def _with_corners(key: str, values: list[Any], tree: Tree, budget: Budget) -> str:
     """The key of a function with | |, max or min whose corners lie beyond the points: |x - 500|, which is 500 - x at all of them.
 
     Where a function without corners agrees with it at the points and beyond, it is that function: |x|^2 has the key of x^2.
@@ -81,8 +81,11 @@ def _with_corners(key: str, tree: Tree, budget: Budget) -> str:
     """
     try:
         smooth = _without_corners(tree, budget)
-        if smooth == tree or _function_key(at_points(smooth, budget), variables(tree), holds(tree, IMAGINARY)) != key:
+        if smooth == tree:
             return key
+        for k, value in enumerate(values):
+            if value is not None and number_key(value) != number_key(settle(smooth, k, budget)):
+                return key
         remote = range(POINTS + STEPS + NEAR, POINTS + STEPS + NEAR + REMOTE)
         beyond = _spelled(tree, remote, budget)
         return key if beyond == _spelled(smooth, remote, budget) else "f:" + digest([key, *beyond])

@@ -40,7 +40,8 @@ def extract(text: str, answer: Answer) -> str | None:
     last_line   the last line that is not blank
     letter      a choice letter, upper case. A response states one by a line that holds nothing else ("B", "(B)",
                 "B.", "**B**") or by "answer is B", "answer: (B)", "correct option is B", "answer is option B";
-                after such a phrase a bare letter must end its clause. The last statement decides; "A or B" states nothing and makes the answer None
+                after such a phrase a bare letter must end its clause. The last statement decides; "A or B" states
+                nothing and makes the answer None
     regex       the first group of the last match of `answer.pattern` (Python's `re`, no flags)
 
     In every format an answer is None when it is empty, longer than `answer.max_characters`, holds control characters,

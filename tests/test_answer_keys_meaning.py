@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxselftrain.answers import answer_key, is_opaque
+from jaxselftrain.answers import answer_key, extract, is_opaque
+from jaxselftrain.config import Answer
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,17 @@ def test_what_says_something_else_differs(a, b):
 )  # fmt: skip
 def test_a_list_without_an_order_of_its_own_is_a_set(a, b):
     assert answer_key(a) == answer_key(b) and not is_opaque(answer_key(a))
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("The correct answer is option B", "B"),
+        ("The answer is choice (c).", "C"),
+        ("The answer is option B or C.", None),
+        ("The answer is option A of several", None),
+        ("The answer is optional", None),
+    ],
+)
+def test_an_answer_may_be_called_an_option(text, letter):
+    assert extract(text, Answer(format="letter")) == letter

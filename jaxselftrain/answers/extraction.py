@@ -23,7 +23,8 @@ _MARKED = (
 _LETTER_LINE = re.compile(_MARKED + r"[.):*_$}\s]*\Z")
 _CUE = re.compile(r"\b(?:answer|correct (?:option|choice))(?:\s+is\b|\s*[:=])\s*:?", re.IGNORECASE)
 _LETTER_AFTER_CUE = re.compile(
-    _MARKED
+    r"(?:\s*(?:option|choice)\b)?"  # the answer is option B
+    + _MARKED
     + r"(?P<hedge>\s*(?:,|/|&|\bor\b|\band\b)[\s*_$]*(?:or\s+|and\s+)?[(\[]?[A-HJ-Z](?![\w'’-]))?"
     + r"(?P<goes_on>\s+(?!because\b|since\b|as\b)[a-z])?"
 )
@@ -38,8 +39,9 @@ def extract(text: str, answer: Answer) -> str | None:
     first_line  the first line that is not blank
     last_line   the last line that is not blank
     letter      a choice letter, upper case. A response states one by a line that holds nothing else ("B", "(B)",
-                "B.", "**B**") or by "answer is B", "answer: (B)", "correct option is B"; after such a phrase a bare letter
-                must end its clause. The last statement decides; "A or B" states nothing and makes the answer None
+                "B.", "**B**") or by "answer is B", "answer: (B)", "correct option is B", "answer is option B";
+                after such a phrase a bare letter must end its clause. The last statement decides; "A or B" states
+                nothing and makes the answer None
     regex       the first group of the last match of `answer.pattern` (Python's `re`, no flags)
 
     In every format an answer is None when it is empty, longer than `answer.max_characters`, holds control characters,

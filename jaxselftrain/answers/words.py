@@ -52,7 +52,7 @@ _DIGITS: Final = frozenset("0123456789")
 _VERDICTS: Final = frozenset(
     "yes no true false odd even positive negative increasing decreasing converges diverges convergent divergent correct "
     "incorrect right wrong left up down valid invalid always sometimes never heads tails rational irrational prime composite "
-    "win lose win loss greater less equal larger smaller higher lower concave convex dependent independent".split()
+    "win lose loss greater less equal larger smaller higher lower concave convex dependent independent".split()
 )
 _LETTER_VERDICTS: Final = (frozenset("tf"), frozenset("yn"), frozenset("ht"), frozenset("wl"))
 _CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]")

@@ -65,6 +65,8 @@ class _Statements(Expressions):
     """Lists of relations between unions of expressions."""
 
     def statements(self) -> Tree:
+        if self.token[:2] == ("begin", "cases"):
+            return self.system()
         items, separators = [self.relation()], []
         while True:
             if self.token.value in (",", ";", "and", "or", "logical and", "logical or"):
@@ -82,7 +84,23 @@ class _Statements(Expressions):
             else:
                 break
             separators.append(separator)
+        if len(items) == 1 and self.residue():
+            items = [("rel", (("sym", "x"), items[0], self.modulus()), ("equiv",))]
         return items[0] if len(items) == 1 else ("list", tuple(items), tuple(separators))
+
+    def system(self) -> Tree:
+        r"""The rows of \begin{cases} where each is a relation, which hold together; pieces of a function are strange."""
+        self.take()
+        items = [self.relation()]
+        while self.token.value in (r"\\", ",") and self.token.kind == "op":
+            if self.take().value == "," and self.token.value == r"\\":
+                self.take()
+            if self.token.kind == "end":
+                break
+            items.append(self.relation())
+        if self.take()[:2] != ("end", "cases") or any(item[0] != "rel" for item in items):
+            raise Strange("cases")
+        return items[0] if len(items) == 1 else ("list", tuple(items), ("and",) * (len(items) - 1))
 
     def declaration(self) -> Tree | None:
         r"""(k \in \mathbb{Z}), where k \in Z, for any integer k, k is an integer: what a variable ranges over; else nothing."""
@@ -159,6 +177,10 @@ class _Statements(Expressions):
         while self.found[at].kind in ("num", "const") or self.found[at].value in _IN_NUMBERS:
             at += 1
         return at > self.index + 1 and [token.value for token in self.found[at : at + 2]] == [")", "="]
+
+    def residue(self) -> bool:
+        r"""Whether \pmod or (mod comes next, after what then is a residue class: 5 \pmod 7 is x \equiv 5 \pmod 7."""
+        return self.token.value == "pmod" or [token.value for token in self.found[self.index : self.index + 2]] == ["(", "mod"]
 
     def modulus(self) -> Tree:
         r"""What follows \pmod, (mod or \mod; a congruence without one is strange."""

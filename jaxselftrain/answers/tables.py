@@ -6,10 +6,10 @@ from typing import Final
 
 FUNCTIONS: Final = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch arcsinh arccosh arctanh "
-    "ln log lg exp".split()
+    "ln log lg exp cis".split()
 )
 INVERSE: Final = {name: "arc" + name for name in "sin cos tan cot sec csc sinh cosh tanh".split()}
-TRIGONOMETRIC: Final = frozenset("sin cos tan cot sec csc".split())  # these read degrees
+TRIGONOMETRIC: Final = frozenset("sin cos tan cot sec csc cis".split())  # these read degrees
 SAME_FUNCTION: Final = {
     "asin": "arcsin",
     "acos": "arccos",

@@ -80,6 +80,9 @@ class Expressions(Brackets):
             value = self.token.value if self.token.kind == "op" else ""
             if value in ("*", "/"):
                 self.take()
+                if value == "/" and self.token.kind == "unit" and not divisors:  # $12/hour
+                    factors = [self.unit(_product(factors, divisors))]
+                    continue
                 sign = self.token.value if self.token.kind == "op" and self.token.value in ("-", "+") else ""
                 if sign:
                     self.take()
@@ -169,9 +172,12 @@ class Expressions(Brackets):
         if self.token.kind in ("text", "unit", "word") and not (self.token.kind == "word" and token.kind == "text"):
             return self.unit(tree, (*before, *names))
         if self.index != slash:
-            if self.token[:2] in _BARE_UNITS and self.found[self.index + 1].kind == "":  # 3 km/h: after a unit no variable
+            if self.token[:2] in _BARE_UNITS:  # 3 km/h, 3 ft/s^2: after a unit no variable
                 self.take()
-                return tree
+                square = [t.value for t in self.found[self.index : self.index + 2]] == ["^", "2"]
+                self.back_to(self.index + 2 * square)
+                if self.token.kind == "":
+                    return tree
             self.back_to(slash)
         return tree
 

@@ -4,7 +4,8 @@ Scalars: ("num", Fraction), ("sym", name), ("const", "pi" | "e" | "i" | "inf"), 
 ("mul", factors, divisors), ("pow", a, b), ("fn", name, args), ("app", name, args) for an unknown function, ("deg", a),
 ("pm", a) and ("mp", a) for ±a and ∓a. Others: ("tuple", items), ("set", items), ("interval", low, high, closed, closed),
 ("setop", cup | cap | setminus, a, b), ("reals",), ("numbers", name), ("matrix", rows), ("ratio", parts), ("text", words),
-("rel", sides, operators), ("list", items, separators), ("builder", name, set that it ranges over, condition).
+("approx", a, decimal), ("rel", sides, operators), ("list", items, separators),
+("builder", name, set that it ranges over, condition).
 
 The readers are layered: reader.py, atoms.py, brackets.py, expressions.py and, here, lists of relations.
 """
@@ -24,7 +25,8 @@ Tree = tuple[Any, ...]
 
 RELATIONS: Final = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "equiv"})
 _IN_NUMBERS: Final = frozenset({"+", "-", "*", "/", "^", "{", "}", "frac", "sqrt"})
-_BASED = re.compile(r"\(?([0-9A-Za-z]{1,60})\)?_(?:\{(?:\\text\{)?\s*([0-9a-z]{1,8})\}?\}|([0-9]{1,2}))")
+_BASED = re.compile(r"(?:\(|\\text\{)?([0-9A-Za-z]{1,60})[)}]?_(?:\{(?:\\text\{)?\s*([0-9a-z]{1,8})\}?\}|([0-9]{1,2}))")
+_BASE_WORD = re.compile(r"(?:_\{)?\s*(?:\\text\{\s*base\s*\}|\bbase\b|\\text\{\s*base\b)\s*([0-9]{1,2}|[a-z]{3,8})\s*\}?\Z")
 _BASES: Final = {
     "two": 2,
     "three": 3,
@@ -41,7 +43,7 @@ _BASES: Final = {
 
 def parse(text: str) -> Tree:
     """The tree of an answer. Raises Strange (TooLarge among it) when it is not mathematics, Nothing when it is no answer."""
-    based = _BASED.fullmatch(text.replace(" ", "")) if "_" in text else None
+    based = _BASED.fullmatch(_BASE_WORD.sub(r"_{\1}", text).replace(" ", "")) if "_" in text or "base" in text else None
     if based is not None:
         name = based[2] or based[3]
         base = _BASES.get(name) or (int(name) if name.isdigit() else 0)
@@ -117,6 +119,10 @@ class _Statements(Expressions):
                 self.take()
                 numbers = self.side()
                 integers = numbers == ("numbers", "Z") or numbers == ("sym", "Z")
+                if numbers == ("reals",) and not bracket:
+                    return ("rel", (name, numbers), ("in",))
+            elif not integers and words == "for all" and self.token.kind == "":  # f(x) = x for all x
+                return ("rel", (name, ("reals",)), ("in",))
             elif not integers:
                 integers = self.phrase() in IS_INTEGER
             if integers and (not bracket or self.take().value == ")"):
@@ -132,10 +138,10 @@ class _Statements(Expressions):
         return " ".join(" ".join(words).split()).strip(" ,")
 
     def relation(self) -> Tree:
-        sides, operators = [self.defined() or self.side()], []
+        sides, operators = [self.defined() or self.approximated()], []
         while self.token.kind == "op" and self.token.value in RELATIONS:
             operators.append(self.take().value)
-            sides.append(self.side())
+            sides.append(self.approximated())
             if operators[-1] == "in" and sides[-1][0] == "sym" and sides[-1][1] in ("Z", "N", "Q", "R", "C"):
                 sides[-1] = number_set(sides[-1][1])  # k ∈ Z, in whatever font
             if operators[-1] == "equiv":
@@ -144,6 +150,14 @@ class _Statements(Expressions):
                 else:
                     sides.append(self.modulus())
         return sides[0] if not operators else ("rel", tuple(sides), tuple(operators))
+
+    def approximated(self) -> Tree:
+        r"""A side, with the decimal that may be said to be close to it: 2\sqrt3 \approx 3.46."""
+        tree = self.side()
+        if self.token.value != "approx":
+            return tree
+        self.take()
+        return ("approx", tree, self.side())
 
     def defined(self) -> Tree | None:
         """The left side of a definition such as P(x) = or f^{-1}(x) =, whatever letter the function has; else nothing is read."""

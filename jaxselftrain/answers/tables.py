@@ -105,6 +105,7 @@ OPERATORS: Final = {
     "bmod": "mod",
     "mod": "mod",
     "equiv": "equiv",
+    "approx": "approx",
     "prime": "'",
 }
 
@@ -214,6 +215,7 @@ UNICODE: Final = str.maketrans(
         "⌈": r"\lceil ",
         "⌉": r"\rceil ",
         "≡": r"\equiv ",
+        "≈": r"\approx ",
         "α": r"\alpha ",
         "β": r"\beta ",
         "γ": r"\gamma ",

@@ -154,7 +154,7 @@ def _approximated_key(tree: Tree, decimal: Tree, budget: Budget) -> str:
     if value is None or close is None:
         raise Strange("about")
     place = next((Fraction(1, 10**k) for k in range(20) if (10**k * close).denominator == 1), None)
-    if place is None or abs(value - close) > place:
+    if place is None or abs(value - close) >= place:
         raise Strange("about")
     return scalar_key(tree, budget)
 

@@ -183,6 +183,8 @@ class Atoms(Reader):
             tree: Tree = ("fn", "log", (inside, base or ("num", Fraction(10))))
         elif base is not None:
             raise Strange("_")
+        elif name == "cis":
+            tree = ("add", (("fn", "cos", (inside,)), ("mul", (("const", "i"), ("fn", "sin", (inside,))), ())))
         elif name == "exp":
             tree = ("pow", ("const", "e"), inside)
         else:

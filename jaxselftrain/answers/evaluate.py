@@ -23,7 +23,7 @@ POINTS: Final = 14
 FAR: Final = 12  # from this one on the points are large: what is too large to compute there is left out
 STEPS: Final = 6  # further points, whole numbers, for what holds \lfloor or \lceil, and as many again:
 NEAR: Final = 2  # just below and above a whole number
-REMOTE: Final = 4  # beyond 130, of both signs; for what holds | |, max or min too
+REMOTE: Final = 8  # from 130 to beyond a million, of both signs; for what has corners (corners.py) too
 DIGITS: Final = (130, 190)  # the two precisions; they must agree to
 AGREED: Final = Fraction(1, 10**115)
 MORE_DIGITS: Final = (300, 600)  # where they don't: mostly a zero
@@ -88,7 +88,8 @@ def _further(name: str, k: int) -> Fraction:
     if k < NEAR:
         return draw % 19 + Fraction((-1) ** (k + 1), 10**9 + draw)
     k -= NEAR
-    return Fraction((-1) ** k * (130 + draw % 170 if k < 2 else 300 + draw % 700)) + Fraction(draw, 2**16)
+    size = (130 + draw % 170, 300 + draw % 700, 3_000 + draw % 7_000, 10**6 + draw)[k // 2]
+    return Fraction((-1) ** k * size) + Fraction(draw, 2**16)
 
 
 def _drawn(text: str, size: int) -> int:

@@ -27,6 +27,7 @@ _STARTS_FACTOR: Final = frozenset({"num", "sym", "const", "fn", "cmd", "begin"})
 _FACTOR_COMMANDS: Final = frozenset(
     {"frac", "sqrt", "binom", "lfloor", "lceil", "overline", "bar", "sum", "prod", "gcd", "lcm", "max", "min", "angle"}
 ) | frozenset(ACCENTS.values())
+_BARE_UNITS: Final = (("sym", "h"), ("sym", "s"))
 _UNIT_TEXT = re.compile(r"[A-Za-zµΩ°$¢ ~.,/()^{}0-9²³·'%-]*")
 _THIN_SPACE = re.compile(r"\\(?:[,;:! ]|cdot\b)")
 _WORDS = re.compile(r"[A-Za-z]+")
@@ -79,6 +80,9 @@ class Expressions(Brackets):
             value = self.token.value if self.token.kind == "op" else ""
             if value in ("*", "/"):
                 self.take()
+                if value == "/" and self.token.kind == "unit" and not divisors:  # $12/hour
+                    factors = [self.unit(_product(factors, divisors))]
+                    continue
                 sign = self.token.value if self.token.kind == "op" and self.token.value in ("-", "+") else ""
                 if sign:
                     self.take()
@@ -151,6 +155,8 @@ class Expressions(Brackets):
             tree = ("mul", (tree, ("num", Fraction(MULTIPLES[names[0]]))), ())
             names = names[1:]
         for name, last in zip(names, (*before[-1:], *names) if before else ("", *names), strict=False):
+            if name in ("squared", "cubed") and last in LENGTHS:
+                continue
             if name in NOT_UNITS or name in MULTIPLES or (name == "left" and (not last or last in LENGTHS)):
                 raise Strange(words)
         if " ".join(names) in PERCENT:
@@ -166,6 +172,12 @@ class Expressions(Brackets):
         if self.token.kind in ("text", "unit", "word") and not (self.token.kind == "word" and token.kind == "text"):
             return self.unit(tree, (*before, *names))
         if self.index != slash:
+            if self.token[:2] in _BARE_UNITS:  # 3 km/h, 3 ft/s^2: after a unit no variable
+                self.take()
+                square = [t.value for t in self.found[self.index : self.index + 2]] == ["^", "2"]
+                self.back_to(self.index + 2 * square)
+                if self.token.kind == "":
+                    return tree
             self.back_to(slash)
         return tree
 

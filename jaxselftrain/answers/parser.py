@@ -4,7 +4,8 @@ Scalars: ("num", Fraction), ("sym", name), ("const", "pi" | "e" | "i" | "inf"), 
 ("mul", factors, divisors), ("pow", a, b), ("fn", name, args), ("app", name, args) for an unknown function, ("deg", a),
 ("pm", a) and ("mp", a) for ±a and ∓a. Others: ("tuple", items), ("set", items), ("interval", low, high, closed, closed),
 ("setop", cup | cap | setminus, a, b), ("reals",), ("numbers", name), ("matrix", rows), ("ratio", parts), ("text", words),
-("rel", sides, operators), ("list", items, separators), ("builder", name, set that it ranges over, condition).
+("approx", a, decimal), ("rel", sides, operators), ("list", items, separators),
+("builder", name, set that it ranges over, condition).
 
 The readers are layered: reader.py, atoms.py, brackets.py, expressions.py and, here, lists of relations.
 """
@@ -24,7 +25,8 @@ Tree = tuple[Any, ...]
 
 RELATIONS: Final = frozenset({"=", "<", ">", "<=", ">=", "!=", "in", "equiv"})
 _IN_NUMBERS: Final = frozenset({"+", "-", "*", "/", "^", "{", "}", "frac", "sqrt"})
-_BASED = re.compile(r"\(?([0-9A-Za-z]{1,60})\)?_(?:\{(?:\\text\{)?\s*([0-9a-z]{1,8})\}?\}|([0-9]{1,2}))")
+_BASED = re.compile(r"(?:\(|\\text\{)?([0-9A-Za-z]{1,60})[)}]?_(?:\{(?:\\text\{)?\s*([0-9a-z]{1,8})\}?\}|([0-9]{1,2}))")
+_BASE_WORD = re.compile(r"(?:_\{)?\s*(?:\\text\{\s*base\s*\}|\bbase\b|\\text\{\s*base\b)\s*([0-9]{1,2}|[a-z]{3,8})\s*\}?\Z")
 _BASES: Final = {
     "two": 2,
     "three": 3,
@@ -41,7 +43,7 @@ _BASES: Final = {
 
 def parse(text: str) -> Tree:
     """The tree of an answer. Raises Strange (TooLarge among it) when it is not mathematics, Nothing when it is no answer."""
-    based = _BASED.fullmatch(text.replace(" ", "")) if "_" in text else None
+    based = _BASED.fullmatch(_BASE_WORD.sub(r"_{\1}", text).replace(" ", "")) if "_" in text or "base" in text else None
     if based is not None:
         name = based[2] or based[3]
         base = _BASES.get(name) or (int(name) if name.isdigit() else 0)
@@ -65,6 +67,8 @@ class _Statements(Expressions):
     """Lists of relations between unions of expressions."""
 
     def statements(self) -> Tree:
+        if self.token[:2] == ("begin", "cases"):
+            return self.system()
         items, separators = [self.relation()], []
         while True:
             if self.token.value in (",", ";", "and", "or", "logical and", "logical or"):
@@ -82,7 +86,23 @@ class _Statements(Expressions):
             else:
                 break
             separators.append(separator)
+        if len(items) == 1 and self.residue():
+            items = [("rel", (("sym", "x"), items[0], self.modulus()), ("equiv",))]
         return items[0] if len(items) == 1 else ("list", tuple(items), tuple(separators))
+
+    def system(self) -> Tree:
+        r"""The rows of \begin{cases} where each is a relation, which hold together; pieces of a function are strange."""
+        self.take()
+        items = [self.relation()]
+        while self.token.value in (r"\\", ",") and self.token.kind == "op":
+            if self.take().value == "," and self.token.value == r"\\":
+                self.take()
+            if self.token.kind == "end":
+                break
+            items.append(self.relation())
+        if self.take()[:2] != ("end", "cases") or any(item[0] != "rel" for item in items):
+            raise Strange("cases")
+        return items[0] if len(items) == 1 else ("list", tuple(items), ("and",) * (len(items) - 1))
 
     def declaration(self) -> Tree | None:
         r"""(k \in \mathbb{Z}), where k \in Z, for any integer k, k is an integer: what a variable ranges over; else nothing."""
@@ -99,6 +119,10 @@ class _Statements(Expressions):
                 self.take()
                 numbers = self.side()
                 integers = numbers == ("numbers", "Z") or numbers == ("sym", "Z")
+                if numbers == ("reals",) and not bracket:
+                    return ("rel", (name, numbers), ("in",))
+            elif not integers and words == "for all" and self.token.kind == "":  # f(x) = x for all x
+                return ("rel", (name, ("reals",)), ("in",))
             elif not integers:
                 integers = self.phrase() in IS_INTEGER
             if integers and (not bracket or self.take().value == ")"):
@@ -114,10 +138,10 @@ class _Statements(Expressions):
         return " ".join(" ".join(words).split()).strip(" ,")
 
     def relation(self) -> Tree:
-        sides, operators = [self.defined() or self.side()], []
+        sides, operators = [self.defined() or self.approximated()], []
         while self.token.kind == "op" and self.token.value in RELATIONS:
             operators.append(self.take().value)
-            sides.append(self.side())
+            sides.append(self.approximated())
             if operators[-1] == "in" and sides[-1][0] == "sym" and sides[-1][1] in ("Z", "N", "Q", "R", "C"):
                 sides[-1] = number_set(sides[-1][1])  # k ∈ Z, in whatever font
             if operators[-1] == "equiv":
@@ -126,6 +150,14 @@ class _Statements(Expressions):
                 else:
                     sides.append(self.modulus())
         return sides[0] if not operators else ("rel", tuple(sides), tuple(operators))
+
+    def approximated(self) -> Tree:
+        r"""A side, with the decimal that may be said to be close to it: 2\sqrt3 \approx 3.46."""
+        tree = self.side()
+        if self.token.value != "approx":
+            return tree
+        self.take()
+        return ("approx", tree, self.side())
 
     def defined(self) -> Tree | None:
         """The left side of a definition such as P(x) = or f^{-1}(x) =, whatever letter the function has; else nothing is read."""
@@ -159,6 +191,10 @@ class _Statements(Expressions):
         while self.found[at].kind in ("num", "const") or self.found[at].value in _IN_NUMBERS:
             at += 1
         return at > self.index + 1 and [token.value for token in self.found[at : at + 2]] == [")", "="]
+
+    def residue(self) -> bool:
+        r"""Whether \pmod or (mod comes next, after what then is a residue class: 5 \pmod 7 is x \equiv 5 \pmod 7."""
+        return self.token.value == "pmod" or [token.value for token in self.found[self.index : self.index + 2]] == ["(", "mod"]
 
     def modulus(self) -> Tree:
         r"""What follows \pmod, (mod or \mod; a congruence without one is strange."""

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any, Final
 
 from jaxselftrain.answers.arithmetic import Budget
+from jaxselftrain.answers.corners import without_corners
 from jaxselftrain.answers.evaluate import FAR, NEAR, POINTS, REMOTE, STEPS, Complex, holds, point, settle, text, variables
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.tokens import Nothing, Strange, TooLarge
@@ -40,9 +41,7 @@ def scalar_key(tree: Tree, budget: Budget) -> str:
     if _holds_function(tree, "floor", "ceil"):
         at_steps = _spelled(tree, range(POINTS, POINTS + STEPS + NEAR + REMOTE), budget)
         return key if key.startswith("n:") and set(at_steps) == {key} else "f:" + digest([key, *at_steps])
-    if _holds_function(tree, "abs", "max", "min"):
-        return _with_corners(key, values, tree, budget)
-    return key
+    return _with_corners(key, values, tree, budget)
 
 
 def at_points(tree: Tree, budget: Budget) -> list[Any]:
@@ -74,13 +73,13 @@ def _spelled(tree: Tree, points: range, budget: Budget) -> list[str]:
 
 
 def _with_corners(key: str, values: list[Any], tree: Tree, budget: Budget) -> str:
-    """The key of a function with | |, max or min whose corners lie beyond the points: |x - 500|, which is 500 - x at all of them.
+    """The key of a function whose corners may lie beyond the points: |x - 500|, which is 500 - x at all of them.
 
     Where a function without corners agrees with it at the points and beyond, it is that function: |x|^2 has the key of x^2.
     Where none does at the points, its key tells so already.
     """
     try:
-        smooth = _without_corners(tree, budget)
+        smooth = without_corners(tree, budget)
         if smooth == tree:
             return key
         for k, value in enumerate(values):
@@ -93,22 +92,6 @@ def _with_corners(key: str, values: list[Any], tree: Tree, budget: Budget) -> st
         if budget.left < 0:
             raise
         return key
-
-
-def _without_corners(tree: Any, budget: Budget) -> Any:
-    """The tree with every | |, max and min replaced by what it is at the first point."""
-    if type(tree) is not tuple:
-        return tree
-    tree = tuple(_without_corners(part, budget) for part in tree)
-    if tree[:1] != ("fn",) or tree[1] not in ("abs", "max", "min") or not variables(tree):
-        return tree
-    values = [settle(argument, 0, budget) for argument in tree[2]]
-    if any(type(value) is list or value[1] != 0 for value in values):
-        raise Strange(tree[1])
-    at = [value[0] if type(value[0]) is Fraction else value[0].value for value in values]
-    if tree[1] == "abs":
-        return tree[2][0] if at[0] >= 0 else ("neg", tree[2][0])
-    return tree[2][at.index(max(at) if tree[1] == "max" else min(at))]
 
 
 def _holds_function(tree: Any, *names: str) -> bool:

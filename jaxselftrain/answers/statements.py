@@ -12,7 +12,7 @@ from jaxselftrain.answers.evaluate import holds, variables
 from jaxselftrain.answers.reader import Tree
 from jaxselftrain.answers.regions import intersection, region, region_key, set_key, symbolic_key
 from jaxselftrain.answers.relations import MIRROR, constraints_key, equation_key, inequality, is_inequality
-from jaxselftrain.answers.scalars import infinite, is_scalar, scalar_key, signed
+from jaxselftrain.answers.scalars import infinite, is_scalar, real_number, scalar_key, signed
 from jaxselftrain.answers.tokens import Nothing, Strange
 from jaxselftrain.answers.words import list_key, words_key
 
@@ -38,6 +38,8 @@ def tree_key(tree: Tree, budget: Budget) -> str:
         return _builder_key(tree[1], tree[2], tree[3], budget)
     if tree[0] == "text":
         return words_key(tree[1])
+    if tree[0] == "approx":
+        return _approximated_key(tree[1], tree[2], budget)
     if tree[0] == "ratio":
         return _ratio_key(tree[1], budget)
     if tree[0] == "tuple":
@@ -144,6 +146,17 @@ def _ratio_key(parts: tuple[Tree, ...], budget: Budget) -> str:
         raise Nothing  # 1:0 and 0:0, like 1/0
     first = next(part for part, key in zip(parts, keys, strict=True) if key != "n:0")
     return "q:" + ":".join(scalar_key(("mul", (part,), (first,)), budget).removeprefix("n:") for part in parts)
+
+
+def _approximated_key(tree: Tree, decimal: Tree, budget: Budget) -> str:
+    """The key of the number before "is about", where the decimal after it is that number to within its last place."""
+    value, close = real_number(tree, budget), real_number(decimal, budget)
+    if value is None or close is None:
+        raise Strange("about")
+    place = next((Fraction(1, 10**k) for k in range(20) if (10**k * close).denominator == 1), None)
+    if place is None or abs(value - close) >= place:
+        raise Strange("about")
+    return scalar_key(tree, budget)
 
 
 # -------------------------------------------------------------------------------------------------------------- relations

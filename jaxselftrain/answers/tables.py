@@ -6,10 +6,10 @@ from typing import Final
 
 FUNCTIONS: Final = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch arcsinh arccosh arctanh "
-    "ln log lg exp".split()
+    "ln log lg exp cis".split()
 )
 INVERSE: Final = {name: "arc" + name for name in "sin cos tan cot sec csc sinh cosh tanh".split()}
-TRIGONOMETRIC: Final = frozenset("sin cos tan cot sec csc".split())  # these read degrees
+TRIGONOMETRIC: Final = frozenset("sin cos tan cot sec csc cis".split())  # these read degrees
 SAME_FUNCTION: Final = {
     "asin": "arcsin",
     "acos": "arccos",
@@ -105,6 +105,7 @@ OPERATORS: Final = {
     "bmod": "mod",
     "mod": "mod",
     "equiv": "equiv",
+    "approx": "approx",
     "prime": "'",
 }
 
@@ -214,6 +215,7 @@ UNICODE: Final = str.maketrans(
         "⌈": r"\lceil ",
         "⌉": r"\rceil ",
         "≡": r"\equiv ",
+        "≈": r"\approx ",
         "α": r"\alpha ",
         "β": r"\beta ",
         "γ": r"\gamma ",

@@ -65,6 +65,13 @@ _CURRENCY = re.compile(
 _DIGITS = re.compile(r"\d+", re.ASCII)
 _ZEROS = re.compile(r"0\d\d(?!\d)", re.ASCII)
 _NOT_DIGIT = re.compile(r"[^0-9]+")
+_COUNTED = re.compile(  # _5C_2, {}^5C_2, {}_nP_r; not x^5C_2, a product
+    r"(?:(?<![_^])\{\s*\}\s*|(?<![\w}\])\s]))[_^](?:\{\s*(\d{1,4}|[a-z])\s*\}|(\d|[a-z]))\s*(?:\\(?:text|mathrm)\{([CP])\}|([CP]))"
+    r"_(?:\{\s*(\d{1,4}|[a-z])\s*\}|(\d|[a-z]))(?![\d^])",
+    re.ASCII,
+)
+_POWER_OF_TEN = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^)")  # 3 x 10^8
+_SQUARE = re.compile(r"(?<=[\d\s{])sq\.?\s(?=\s*(?:units?|ft|feet|foot|inch|inches|cm|km|miles?|yards?|met(?:er|re)s?)\b)")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _TOKEN = re.compile(
@@ -92,10 +99,20 @@ def _spelled(text: str) -> str:
         text = _LOWERED.sub(lambda m: "_{" + m.group().translate(LOWERED) + "}", text).translate(UNICODE)
     if "\\" in text:
         text = _DROPPED.sub(" ", text)
-    text = _CURRENCY.sub(" ", text)
+    if ("C" in text or "P" in text) and "_" in text:
+        text = _COUNTED.sub(_chosen, text)
+    if "10" in text:
+        text = _POWER_OF_TEN.sub(r"\\times ", text)
+    text = _CURRENCY.sub(" ", text if "sq" not in text else _SQUARE.sub("square ", text))
     if "," in text or " " in text or not text.isascii():
         text = _GROUPED.sub(lambda m: m.group(1) + _NOT_DIGIT.sub("", m.group(2)), text)
     return text
+
+
+def _chosen(found: re.Match[str]) -> str:
+    """What the numbers before and after C and P stand for: a choice of k from n, and that times the orders of the k."""
+    n, k = found[1] or found[2], found[5] or found[6]
+    return f" \\binom{{{n}}}{{{k}}}" + (f"({k})!" if (found[3] or found[4]) == "P" else "")
 
 
 def tokens(text: str) -> list[Token]:
@@ -172,6 +189,9 @@ def _add_command(name: str, text: str, at: int, spaced: bool, found: list[Token]
             return braced.end(), False
         if joined in ("i", "e", "pi"):  # upright constants, and no unit: 3+4\mathrm{i} is not 7
             found.append(Token("const", joined, spaced))
+            return braced.end(), False
+        if joined == "cis":  # 2\text{ cis }60^\circ: no unit
+            found.append(Token("fn", joined, spaced))
             return braced.end(), False
         if joined in ("x", "y", "z"):
             found.append(Token("sym", joined, spaced))

@@ -55,7 +55,7 @@ _VERDICTS: Final = frozenset(
     "win lose loss greater less equal larger smaller higher lower concave convex dependent independent".split()
 )
 _LETTER_VERDICTS: Final = (frozenset("tf"), frozenset("yn"), frozenset("ht"), frozenset("wl"))
-_CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]")
+_CHOICE = re.compile(r"\((?P<a>[A-Za-z])\)[.:]?|(?P<b>[A-Z])[.):]|(?i:option|choice) \(?(?P<c>[A-Z])\)?\.?")
 _ROMAN = r"\((?:i|[xv]?i{2,3}|x?i?[vx]|[xv]i|xvi{0,3}|I|[XV]?I{2,3}|X?I?[VX]|[XV]I|XVI{0,3})\)"
 _ROMANS = re.compile(rf"{_ROMAN}(?:(?: ?, ?and | ?[,;] ?| and | or ){_ROMAN})*")  # (ii), (i) and (iv): labels, no products
 
@@ -137,9 +137,9 @@ def date(text: str) -> str | None:
 
 
 def choice(text: str) -> str | None:
-    """The letter of (B), B. or B)."""
+    """The letter of (B), B., B) or option B."""
     found = _CHOICE.fullmatch(text)
-    return None if found is None else found["a"] or found["b"]
+    return None if found is None else found["a"] or found["b"] or found["c"]
 
 
 def is_words(text: str) -> bool:

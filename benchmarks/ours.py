@@ -20,6 +20,7 @@ from shapes import SHAPES, random_params, word_tokenizer
 from jaxselftrain.answer_key import AnswerKey
 from jaxselftrain.assembly import TRAINING, Parts, open_parts, set_runtime
 from jaxselftrain.config import Config, override_config, parse_config
+from jaxselftrain.huge_pages import restart_with_huge_pages
 from jaxselftrain.judge import Verdict, judge
 from jaxselftrain.loop import Fetched
 from jaxselftrain.model.loading import Weights
@@ -193,4 +194,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as the command jaxselftrain does
     main()

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES
 
+from jaxselftrain.huge_pages import restart_with_huge_pages
 from jaxselftrain.model.policy import abstract_policy
 from jaxselftrain.rollouts import Prompts, Sampling, sample
 from jaxselftrain.stopping import stop_table
@@ -90,4 +91,5 @@ def show(given: argparse.Namespace, rows: list[int], results: list, seconds: lis
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as the command jaxselftrain does
     main()

@@ -25,6 +25,7 @@ from turns import MODEL
 from workloads import WORKLOADS, Workload, questions, workload
 
 from jaxselftrain.config import Config
+from jaxselftrain.huge_pages import restart_with_huge_pages
 from jaxselftrain.metrics import read_metrics
 from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.model.loading import open_weights
@@ -175,4 +176,5 @@ def show_run(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as the command jaxselftrain does
     main()

@@ -18,6 +18,7 @@ import typer
 
 from jaxselftrain import __version__
 from jaxselftrain.errors import Resumable, UserError
+from jaxselftrain.huge_pages import restart_with_huge_pages
 
 WRONG, RESUMABLE, INTERRUPTED = 2, 75, 130
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program that stops because nobody reads its output
@@ -204,6 +205,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def console() -> int:
+    """`main` as the command jaxselftrain: in a process of its own, which may be started again with other settings."""
+    if sys.argv[1:2] in (["train"], ["evaluate"]):
+        restart_with_huge_pages()
+    return main()
+
+
 def _unwritten(error: OSError) -> int:
     """The exit code for output that nobody reads any more, or that has no room; every other error passes through."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -226,4 +234,4 @@ def _complain(sentence: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from jaxselftrain.config import Config
 from jaxselftrain.model.architecture import Architecture
-from jaxselftrain.update import LOGIT_BYTES
+from jaxselftrain.scoring import LOGIT_BYTES
 
 WIDE = 4  # bytes of a float32: logits, gradients
 

@@ -22,13 +22,10 @@ from flax import nnx
 from jaxselftrain import optimizer
 from jaxselftrain.advantages import ESTIMATORS, kl_estimate
 from jaxselftrain.config import Config
-from jaxselftrain.model.attention import widen
-from jaxselftrain.model.policy import Policy, ready
+from jaxselftrain.model.policy import ready
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts
-from jaxselftrain.sharding import ROWS
-
-LOGIT_BYTES = 2**28  # float32 logits alive at once on one device; responses are scored in chunks of at most this
+from jaxselftrain.scoring import score
 
 
 @jax.tree_util.register_dataclass
@@ -224,39 +221,6 @@ def _score_first(graph, config, state, batch):
     old_QMT, reference_QMT = _join(jax.lax.map(one, _split(batch, groups, pieces)), groups, pieces)
     advantage_QM = _advantage(config.update, batch, old_QMT, reference_QMT)
     return replace(batch, old_QMT=old_QMT, reference_QMT=reference_QMT, advantage_QM=advantage_QM)
-
-
-def score(policy: Policy, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """(log-prob of each response token, entropy of its distribution), [Q, M, T] float32, at the sampling temperature.
-
-    Logits exist for one chunk of T at a time, in the forward and in the backward pass, never as [rows, T, V].
-    """
-    hidden_QMTD = policy.responses(batch.prompt_QC, batch.prompt_length_Q, batch.tokens_QMT)
-    Q, M, T, D = hidden_QMTD.shape
-    devices = 1 if policy.mesh is None else policy.mesh.shape[ROWS[0]] * policy.mesh.shape[ROWS[1]]
-    chunk = _chunk(T, most=LOGIT_BYTES * devices // (4 * Q * M * policy.architecture.V))
-
-    @jax.checkpoint
-    def one(part):
-        hidden_QMTD, tokens_QMT = part
-        return token_logp(policy.logits(hidden_QMTD) / batch.temperature_QM[..., None, None], tokens_QMT)
-
-    hidden = hidden_QMTD.reshape(Q, M, T // chunk, chunk, D).transpose(2, 0, 1, 3, 4)
-    tokens = batch.tokens_QMT.reshape(Q, M, T // chunk, chunk).transpose(2, 0, 1, 3)
-    logp, entropy = jax.lax.map(one, (hidden, tokens))
-    return tuple(x.transpose(1, 2, 0, 3).reshape(Q, M, T) for x in (logp, entropy))
-
-
-def token_logp(logits_QMTV: jax.Array, tokens_QMT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target token, and the entropy (nats) of its distribution; float32."""
-    logp_QMTV = jax.nn.log_softmax(widen(logits_QMTV))
-    entropy_QMT = -(jnp.exp(logp_QMTV) * logp_QMTV).sum(-1)
-    return jnp.take_along_axis(logp_QMTV, tokens_QMT[..., None], -1)[..., 0], entropy_QMT
-
-
-def _chunk(T: int, *, most: int) -> int:
-    """The largest divisor of T that is at most `most`, and at least 1."""
-    return next(size for size in range(T, 0, -1) if T % size == 0 and (size <= most or size == 1))
 
 
 def _split(batch: Batch, groups: int, pieces: int) -> Batch:

@@ -12,7 +12,8 @@ from tiny import PIECES, TINY, N, Q, T, equal_bits, graph, params, prompts, roll
 
 from jaxselftrain.model.policy import ready
 from jaxselftrain.rollouts import sample, segments, token_noise
-from jaxselftrain.update import make_batch, score
+from jaxselftrain.scoring import score
+from jaxselftrain.update import make_batch
 
 GRAPH, PARAMS = graph(), params()
 sample_tiny = jax.jit(partial(sample, GRAPH, N=N, T=T, W=N))

@@ -11,10 +11,39 @@ from tiny import TINY, N, Q, T, equal_bits, graph, mesh_of, params, rollouts, st
 
 from jaxselftrain.advantages import ESTIMATORS
 from jaxselftrain.model.policy import ready
+from jaxselftrain.scoring import score, token_scores
 from jaxselftrain.step import make_transform
-from jaxselftrain.update import State, gradient, learn, make_batch, score, token_logp
+from jaxselftrain.update import State, gradient, learn, make_batch
 
 CLIPS = {"clip_low": 0.1, "clip_high": 0.2}
+
+
+def plain_scores(logits, tokens):
+    """Log-prob of each token and entropy of its distribution, by the definitions."""
+    logp = jax.nn.log_softmax(logits)
+    return jnp.take_along_axis(logp, tokens[..., None], -1)[..., 0], -(jnp.exp(logp) * logp).sum(-1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("spread", [0.1, 30.0], ids=["flat", "peaked"])
+def test_scores_and_their_gradients_are_those_of_the_definitions(tied, spread):
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 5)
+        hidden, matrix = jax.random.normal(keys[0], (2, 3, 4, 8)), spread * jax.random.normal(keys[1], (8, 50))
+        tokens = jax.random.randint(keys[2], (2, 3, 4), 0, 50)
+        weight, temperature = jax.random.normal(keys[3], (2, 2, 3, 4)), jnp.asarray([[1.0, 0.5, 2.0]] * 2)
+
+        def ours(hidden, matrix):
+            logp, entropy = token_scores(tied, hidden, matrix.T if tied else matrix, temperature, tokens)
+            return (weight[0] * logp + weight[1] * entropy).sum(), (logp, entropy)
+
+        def plain(hidden, matrix):
+            logp, entropy = plain_scores(hidden @ matrix / temperature[..., None, None], tokens)
+            return (weight[0] * logp + weight[1] * entropy).sum(), (logp, entropy)
+
+        got, want = (jax.value_and_grad(f, (0, 1), has_aux=True)(hidden, matrix) for f in (ours, plain))
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * float(jnp.abs(b).max()))
 
 
 def plain_gradient(config, weights, old_weights, reference, got, decided, *, dtype="float32"):
@@ -34,7 +63,7 @@ def plain_gradient(config, weights, old_weights, reference, got, decided, *, dty
         hidden = policy.responses(whole[:, :1], jnp.ones(B, jnp.int32), whole[:, None, 1:])[:, 0]
         at = lengths[:, None] - 1 + np.arange(T)
         logits = policy.logits(jnp.take_along_axis(hidden, at[..., None], 1))
-        return token_logp(logits, got.tokens_QNT.reshape(B, T))
+        return plain_scores(logits, got.tokens_QNT.reshape(B, T))
 
     def objective(weights):
         (new, entropies), (olds, _), (refs, _) = scores(weights), scores(old_weights), scores(reference)

@@ -130,10 +130,11 @@ class Policy(nnx.Module):
 
     def logits(self, hidden_D: jax.Array) -> jax.Array:
         """[..., D] -> [..., V], float32."""
-        wide = wide_dtype(hidden_D)
-        if self.architecture.tied:
-            return jnp.einsum("...D,VD->...V", hidden_D, self.embed_VD[...], preferred_element_type=wide)
-        return jnp.einsum("...D,DV->...V", hidden_D, self.unembed_DV[...], preferred_element_type=wide)
+        return output_logits(hidden_D, self.output_matrix(), tied=self.architecture.tied)
+
+    def output_matrix(self) -> jax.Array:
+        """[V, D] where it is the embedding, otherwise [D, V]."""
+        return self.embed_VD[...] if self.architecture.tied else self.unembed_DV[...]
 
     def empty_cache(self, Q: int, N: int, S: int) -> Cache:
         a = self.architecture
@@ -182,6 +183,12 @@ class Policy(nnx.Module):
 
     def _rope(self, position):
         return rope(position, K=self.architecture.K, theta=self.architecture.rope_theta, scaling=self.architecture.rope_scaling)
+
+
+def output_logits(hidden_D: jax.Array, matrix: jax.Array, *, tied: bool) -> jax.Array:
+    """[..., D] and the output matrix, [V, D] if tied and [D, V] if not -> [..., V], float32."""
+    letters = "...D,VD->...V" if tied else "...D,DV->...V"
+    return jnp.einsum(letters, hidden_D, matrix, preferred_element_type=wide_dtype(hidden_D))
 
 
 def ready(graph: nnx.GraphDef, params: dict[str, jax.Array]) -> Policy:

@@ -27,7 +27,7 @@ from jaxselftrain.model.loading import Weights
 from jaxselftrain.prompts import prompt_width
 from jaxselftrain.questions import Question
 from jaxselftrain.rewards import Feedback
-from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, empty_rollouts
+from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, empty_rollouts, rows_per_question
 from jaxselftrain.sharding import make_mesh, named
 from jaxselftrain.step import (
     compile_sample,
@@ -166,8 +166,8 @@ class Run:
 
 def sampler(parts: Parts, prompts: Sequence[list[int]], workload: Sequence[int]) -> Callable[[], None]:
     """A call of the sampling program, its responses fetched."""
-    _, N, _, T = workload
-    rows = parts.config.rows_per_question
+    Q, N, _, T = workload
+    rows = rows_per_question(parts.config.rollout, parts.mesh, Q=Q, N=N)
     program = compile_sample(parts.graph, parts.architecture, parts.mesh, N=N, T=T, W=rows)
     params, batches = parts.params(), Batches(parts, prompts)
     draws = iter(range(10**9))

@@ -31,6 +31,7 @@ from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.model.loading import open_weights
 from jaxselftrain.model.paths import local_model
 from jaxselftrain.resources import peak_memory_gib
+from jaxselftrain.rollouts import rows_per_question
 
 
 def main() -> None:
@@ -88,23 +89,24 @@ def measure(given: argparse.Namespace, found: Workload, limits: tuple[float, flo
     finally:
         run.voter.close()
     seconds = [statistics.median(taken) for taken in (sampling, voting, learning)]
-    show_shares(config, parts.architecture, found, limits, seconds, compile_seconds)
-    show_memory(config, parts.architecture, found, analysis)
+    W = rows_per_question(config.rollout, parts.mesh, Q=found.Q, N=found.N)
+    show_shares(config, parts.architecture, found, limits, seconds, compile_seconds, W=W)
+    show_memory(config, parts.architecture, found, analysis, W=W)
 
 
-def counted(config: Config, a: Architecture, found: Workload) -> tuple[list[Work], Work]:
+def counted(config: Config, a: Architecture, found: Workload, *, W: int) -> tuple[list[Work], Work]:
     """([prefill, decode], update)."""
     Q, N, C, T = found
     itemsize = {"float32": 4, "bfloat16": 2}[config.model.compute_dtype]
     phases = [prefill(a, Q=Q, C=C, itemsize=itemsize)]
-    phases.append(decode(a, Q=Q, N=N, C=C, T=T, W=config.rows_per_question, itemsize=itemsize))
+    phases.append(decode(a, Q=Q, N=N, C=C, T=T, W=W, itemsize=itemsize))
     return phases, update(a, Q=Q, M=config.samples_trained, C=C, T=T, config=config)
 
 
-def show_shares(config, a, found, limits, seconds, compile_seconds) -> None:
+def show_shares(config, a, found, limits, seconds, compile_seconds, *, W: int) -> None:
     rate, moved = limits
     sampled, voted, learned = seconds
-    phases, learning = counted(config, a, found)
+    phases, learning = counted(config, a, found, W=W)
     sampling = phases[0] + phases[1]
     floors = {"sampling": sum(work.least_seconds(*limits) for work in phases), "update": learning.least_seconds(*limits)}
     rows = []
@@ -133,10 +135,10 @@ def show_shares(config, a, found, limits, seconds, compile_seconds) -> None:
     show(f"{found}: {a.name}, {parameters(a) / 1e6:,.0f} M parameters, {config.model.compute_dtype}", columns, rows, notes=notes)
 
 
-def show_memory(config: Config, a: Architecture, found: Workload, analysis) -> None:
+def show_memory(config: Config, a: Architecture, found: Workload, analysis, *, W: int) -> None:
     """What must be there beside what the compiler asks for, and the device's own peak where it tells."""
     Q, N, C, T = found
-    need = memory(a, Q=Q, N=N, M=config.samples_trained, C=C, T=T, W=config.rows_per_question, config=config)
+    need = memory(a, Q=Q, N=N, M=config.samples_trained, C=C, T=T, W=W, config=config)
     rows = [[f"{name} ({when})", si(size, "B")] for when, part in need.items() for name, size in part.items()]
     total = {when: sum(part.values()) for when, part in need.items()}
     least = total["always"] + max(total["sampling"], total["update"])
@@ -153,7 +155,7 @@ def show_counts(a: Architecture, given: argparse.Namespace) -> None:
     rows = []
     for found in given.workload:
         config = make_config(model=given.model, dtype=given.dtype, workload=found, settings=given.set)
-        phases, learning = counted(config, a, found)
+        phases, learning = counted(config, a, found, W=found.N)  # W changes bytes, and these are operations
         shared, repeated = (tokens(Q=found.Q, N=found.N, C=found.C, T=found.T, shared=shared) for shared in (True, False))
         work = [si(phase.operations, "FLOP") for phase in (*phases, learning)]
         rows.append([str(found), f"{repeated:,}", f"{shared:,}", f"{repeated / shared:.1f}", *work])

@@ -152,7 +152,7 @@ class Rollout(Section):
     rows: int | None = _free(
         None,
         "responses sampled at a time, a multiple of questions: a row whose response has ended takes its question's next one; "
-        "null: all of them at once",
+        "null: the fewest that keep the devices busy, 64 on CPUs and 256 on each accelerator, or all if there are fewer",
         ge=1,
     )
     temperature: Real = Field(1.0, ge=0, description="sampling temperature, above 0: equal samples leave nothing to vote on")
@@ -314,11 +314,6 @@ class Config(Section):
     def samples_trained(self) -> int:
         """M: samples per question that the update sees."""
         return self.update.samples or self.vote.samples
-
-    @property
-    def rows_per_question(self) -> int:
-        """W: rows that take turns at the N samples of a question."""
-        return self.vote.samples if self.rollout.rows is None else self.rollout.rows // self.rollout.questions
 
     @property
     def micro_batches(self) -> int:

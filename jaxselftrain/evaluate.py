@@ -29,6 +29,7 @@ from jaxselftrain.metrics import METRICS
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits
+from jaxselftrain.rollouts import rows_per_question
 from jaxselftrain.run_folder import CONFIG, EVALUATIONS, make_folder, read_config, replace_text
 from jaxselftrain.sharding import check_mesh
 from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, intervals, render, scores
@@ -88,7 +89,7 @@ class Evaluator:
             parts.mesh,
             N=len(temperatures),
             T=parts.config.rollout.max_tokens,
-            W=min(parts.config.rows_per_question, len(temperatures)),
+            W=rows_per_question(parts.config.rollout, parts.mesh, Q=settings.batch, N=len(temperatures)),
         )
 
     def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], object] = lambda done: None) -> Evaluation:

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
+from jaxselftrain.config import Rollout
 from jaxselftrain.draw import draw
 from jaxselftrain.model.policy import Cache, Policy, ready
 from jaxselftrain.sharding import constrain
@@ -22,6 +24,9 @@ from jaxselftrain.stopping import STOPPED
 
 SMALLEST_CACHE = 32  # slots of a row's cache: fewer save nothing
 SLOTS = 8  # a row's cache has a multiple of this: odd sizes leave vector lanes idle
+
+BUSY_CPU = 64  # rows from which on a CPU's matrix products run at their full rate
+BUSY_ACCELERATOR = 256  # about where the multiplications of a row for each weight take as long as reading it, on a GPU or TPU
 
 Leaf = Any  # a jax.Array; in the trees that describe where arrays lie, its sharding or ShapeDtypeStruct
 
@@ -86,6 +91,21 @@ def token_noise(noise: jax.Array, slot_Q: jax.Array, sample_QW: jax.Array, posit
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, slot), sample), position))
 
     return jax.vmap(jax.vmap(one, (None, 0, 0)))(slot_Q, sample_QW, position_QW)
+
+
+def rows_per_question(config: Rollout, mesh: Mesh, *, Q: int, N: int) -> int:
+    """W, the rows that take turns at a question's N samples: as `rollout.rows` has it, or the fewest that keep the devices busy.
+
+    Fewer rows hold fewer caches and wait less for the longest responses. But every decode step reads all weights, so there must
+    be enough rows to make their multiplications, not this reading, what takes the time. All rows have equally many samples,
+    so that none is idle when lengths are equal.
+    """
+    if config.rows is not None:
+        return min(config.rows // config.questions, N)
+    devices = list(mesh.devices.flat)
+    splits = len(devices) // mesh.shape["tensor"]  # the devices of one tensor group work on the same rows
+    least = splits * (BUSY_CPU if devices[0].platform == "cpu" else BUSY_ACCELERATOR)
+    return next(W for W in range(1, N + 1) if N % W == 0 and (Q * W >= least or W == N))
 
 
 def sample(

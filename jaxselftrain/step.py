@@ -22,7 +22,7 @@ from jaxselftrain.config import Config
 from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.optimizer import adamw, init_moments
 from jaxselftrain.rewards import Feedback
-from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, sample
+from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, rows_per_question, sample
 from jaxselftrain.sharding import named, param_shardings
 from jaxselftrain.update import State, learn
 
@@ -39,8 +39,10 @@ def step(
     rollouts: Rollouts,
     feedback: Feedback,
     prompts: Prompts,
+    *,
+    W: int,
 ) -> tuple[State, Rollouts, dict[str, jax.Array]]:
-    """Learn from the rollouts just voted on, then sample the next questions with the new weights."""
+    """Learn from the rollouts just voted on, then sample the next questions with the new weights, W rows a question."""
 
     def update(state):
         return learn(graph, transform, config, state, rollouts, feedback)
@@ -50,18 +52,17 @@ def step(
         return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     state, metrics = jax.lax.cond(feedback.learn, update, skip, state)
-    rollouts = sample(
-        graph, state.params, prompts, N=config.vote.samples, T=config.rollout.max_tokens, W=config.rows_per_question
-    )
+    rollouts = sample(graph, state.params, prompts, N=config.vote.samples, T=config.rollout.max_tokens, W=W)
     return state, rollouts, metrics
 
 
 def compile_step(graph: nnx.GraphDef, config: Config, architecture: Architecture, mesh: Mesh) -> jax.stages.Wrapped:
     """The training program, `step` with its first three arguments filled in; state and rollouts are donated."""
     transform = make_transform(config)
+    W = rows_per_question(config.rollout, mesh, Q=config.rollout.questions, N=config.vote.samples)
 
     def train_step(state, rollouts, feedback, prompts):
-        return step(graph, transform, config, state, rollouts, feedback, prompts)
+        return step(graph, transform, config, state, rollouts, feedback, prompts, W=W)
 
     state_at = state_shardings(config, architecture, mesh)
     rollouts_at, whole = rollout_shardings(mesh), named(mesh)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import pytest
 from scipy.stats import chisquare
 from tiny import PIECES, TINY, N, Q, T, equal_bits, graph, params, prompts, rollouts, tiny_config, votes
 
+from jaxselftrain.config import Rollout
 from jaxselftrain.model.policy import ready
-from jaxselftrain.rollouts import sample, segments, token_noise
+from jaxselftrain.rollouts import rows_per_question, sample, segments, token_noise
 from jaxselftrain.scoring import score
 from jaxselftrain.update import make_batch
 
@@ -124,3 +126,26 @@ def test_nothing_is_sampled_when_nothing_is_wanted():
     got = sample_tiny(PARAMS, replace(asked, wanted=jnp.asarray(False)))
     assert not np.asarray(got.tokens_QNT).any() and not np.asarray(got.ended_QN).any()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), got) == jax.tree.map(lambda x: (x.shape, x.dtype), rollouts())
+
+
+@pytest.mark.parametrize(
+    ("platform", "Q", "N", "axes", "W"),
+    [
+        ("cpu", 8, 16, {}, 8),  # 64 rows
+        ("cpu", 8, 6, {}, 6),  # 48 at most
+        ("cpu", 1, 128, {}, 64),
+        ("cpu", 8, 12, {}, 12),  # 12 is the only divisor of 12 from 8 on
+        ("cpu", 5, 32, {}, 16),  # 13 would leave rows idle
+        ("cpu", 8, 32, {"data": 2}, 16),
+        ("gpu", 64, 16, {}, 4),
+        ("tpu", 64, 16, {"data": 2, "fsdp": 2}, 16),
+        ("tpu", 64, 16, {"tensor": 4}, 4),  # one tensor group has the same rows on all its devices
+    ],
+)
+def test_rows_are_the_fewest_that_keep_the_devices_busy(platform, Q, N, axes, W):
+    shape = {"data": 1, "fsdp": 1, "tensor": 1} | axes
+    devices = np.full(tuple(shape.values()), SimpleNamespace(platform=platform), object)
+    mesh = SimpleNamespace(shape=shape, devices=devices)
+    assert rows_per_question(Rollout(questions=Q), mesh, Q=Q, N=N) == W
+    assert rows_per_question(Rollout(questions=Q, rows=3 * Q), mesh, Q=Q, N=N) == 3
+    assert rows_per_question(Rollout(questions=Q, rows=N * Q), mesh, Q=Q, N=N - 1) == N - 1  # an evaluation of fewer samples

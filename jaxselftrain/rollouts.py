@@ -28,6 +28,8 @@ SLOTS = 8  # a row's cache has a multiple of this: odd sizes leave vector lanes 
 BUSY_CPU = 64  # rows from which on a CPU's matrix products run at their full rate
 BUSY_ACCELERATOR = 256  # about where the multiplications of a row for each weight take as long as reading it, on a GPU or TPU
 
+SHORT = 32  # tokens of responses that need not take turns
+
 Leaf = Any  # a jax.Array; in the trees that describe where arrays lie, its sharding or ShapeDtypeStruct
 
 
@@ -98,10 +100,12 @@ def rows_per_question(config: Rollout, mesh: Mesh, *, Q: int, N: int) -> int:
 
     Fewer rows hold fewer caches and wait less for the longest responses. But every decode step reads all weights, so there must
     be enough rows to make their multiplications, not this reading, what takes the time. All rows have equally many samples,
-    so that none is idle when lengths are equal.
+    so that none is idle when lengths are equal. Responses too short to differ much in length are sampled all at once.
     """
     if config.rows is not None:
         return min(config.rows // config.questions, N)
+    if config.max_tokens <= SHORT:
+        return N
     devices = list(mesh.devices.flat)
     splits = len(devices) // mesh.shape["tensor"]  # the devices of one tensor group work on the same rows
     least = splits * (BUSY_CPU if devices[0].platform == "cpu" else BUSY_ACCELERATOR)

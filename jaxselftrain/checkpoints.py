@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -192,4 +193,6 @@ def _raise_a_failed_save_once() -> None:
         return not ("exception was never retrieved" in text and "orbax" in text)
 
     sys.unraisablehook = not_late
+    # the writes that a failed save never began
+    warnings.filterwarnings("ignore", message="coroutine '.*(serialize|write).*' was never awaited", category=RuntimeWarning)
     logging.getLogger("asyncio").addFilter(not_repeated)

@@ -2,8 +2,9 @@
 # Measures sampling, update, idle time and memory on one GPU, with random weights of Qwen2.5-1.5B's and -7B's shapes: 64 questions
 # x 16 samples, 512 + 1024 tokens, bfloat16. One call, a few minutes; no model file and no network is needed.
 #   benchmarks/gpu.sh [--set FIELD=VALUE ...]
-# PYTHON is an interpreter with jaxselftrain and jax[cuda13] (python3); SIZE chooses 1.5b, 7b or tiny, which takes a minute on a
-# CPU (both GPU sizes); REPETITIONS (2); tables go to $OUT/gpu-SIZE.md, or to runs/benchmarks.
+# PYTHON is an interpreter with jaxselftrain and jax[cuda13] (python3); SIZE chooses among 1.5b, 1.5b-cudnn (with cuDNN's fused
+# attention), 7b (these three) and tiny, which takes a minute on a CPU; REPETITIONS (2); tables go to $OUT/gpu-SIZE.md, or to
+# runs/benchmarks.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=${OUT:-$root/runs/benchmarks}
@@ -24,11 +25,15 @@ gpu() { # what launch/gpu.sh sets for a run
 
 # The tokens of one question at a time go through the update: a million of them at once would need more than any device has.
 workload=(--workload 64,16,512,1024 --set update.micro_batches=64)
-for size in ${SIZE:-1.5b 7b}; do
+for size in ${SIZE:-1.5b 1.5b-cudnn 7b}; do
   case $size in
     1.5b)
       gpu
       measure 1.5b --random qwen2.5-1.5b "${workload[@]}" "$@"
+      ;;
+    1.5b-cudnn) # its sampling differs in the prefill alone: compare the update
+      gpu
+      measure 1.5b-cudnn --random qwen2.5-1.5b "${workload[@]}" --set model.attention=cudnn "$@"
       ;;
     7b) # weights and moments in bfloat16, rounded stochastically: 46 GB instead of 91
       gpu
@@ -40,7 +45,7 @@ for size in ${SIZE:-1.5b 7b}; do
       measure tiny --random tiny --workload 4,4,24,40 --set update.micro_batches=4 "${lean[@]}" "$@"
       ;;
     *)
-      echo "gpu.sh: SIZE=$size is none of 1.5b, 7b, tiny" >&2
+      echo "gpu.sh: SIZE=$size is none of 1.5b, 1.5b-cudnn, 7b, tiny" >&2
       exit 2
       ;;
   esac

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxselftrain.model.architecture import Architecture, RopeScaling
-from jaxselftrain.model.attention import PromptKV, attention, wide_dtype, widen
+from jaxselftrain.model.attention import Kernel, PromptKV, attention, fused_attention, wide_dtype, widen
 from jaxselftrain.sharding import constrain
 
 
@@ -34,11 +34,20 @@ class Policy(nnx.Module):
     unembed_DV: nnx.Param  # where embeddings are not tied
     final_norm_D: nnx.Param
 
-    def __init__(self, architecture: Architecture, *, compute_dtype: str, remat: bool, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        compute_dtype: str,
+        remat: bool,
+        mesh: Mesh | None = None,
+        kernel: Kernel | None = None,
+    ):
         self.architecture = architecture
         self.compute_dtype = compute_dtype
         self.remat = remat
         self.mesh = mesh
+        self.kernel = kernel  # of attention over whole sequences; None: plain XLA
         for name, shape in architecture.shapes().items():
             setattr(self, name, nnx.Param(jnp.zeros(shape)))
 
@@ -52,7 +61,7 @@ class Policy(nnx.Module):
 
             def attend(q, k, v):
                 kept.append((k, v))
-                return attention(q, k.mT, v, mask_CC, None)
+                return self._attend(q, k, v, mask_CC, None)
 
             x_QNTD = self._layer(w, x_QNTD, rope, attend)
             ((k_QGNTK, v_QGNTK),) = kept
@@ -114,11 +123,11 @@ class Policy(nnx.Module):
 
             def attend_prompt(q, k, v):
                 kept.append(PromptKV(k[:, :, 0], v[:, :, 0], mask_QC))
-                return attention(q, k.mT, v, prompt_mask, None)
+                return self._attend(q, k, v, prompt_mask, None)
 
             prompt_QNCD = self._layer(w, prompt_QNCD, prompt_rope, attend_prompt)
             if steps:
-                x_QNTD = self._layer(w, x_QNTD, rope, lambda q, k, v: attention(q, k.mT, v, mask, kept[0]))
+                x_QNTD = self._layer(w, x_QNTD, rope, lambda q, k, v: self._attend(q, k, v, mask, kept[0]))
             return (prompt_QNCD, x_QNTD), None
 
         body = jax.checkpoint(layer) if self.remat else layer
@@ -169,6 +178,12 @@ class Policy(nnx.Module):
         up_QNTF = jnp.einsum("QNTD,DF->QNTF", h_QNTD, w["w_up_LDF"])
         return x_QNTD + jnp.einsum("QNTF,FD->QNTD", gate_QNTF * up_QNTF, w["w_down_LFD"])
 
+    def _attend(self, q_QGNRTK, k_QGNTK, v_QGNTK, causal_TT, prompt):
+        """Attention of whole sequences; decoding, one query a row, has no use for kernels made for many."""
+        if self.kernel is None:
+            return attention(q_QGNRTK, k_QGNTK.mT, v_QGNTK, causal_TT, prompt)
+        return fused_attention(q_QGNRTK, k_QGNTK, v_QGNTK, prompt, self.kernel)
+
     def _embed(self, tokens):
         return constrain(self.embed_VD[...][tokens], self.mesh, "rows")
 
@@ -197,9 +212,11 @@ def ready(graph: nnx.GraphDef, params: dict[str, jax.Array]) -> Policy:
     return nnx.merge(graph, jax.tree.map(lambda x: x.astype(policy.compute_dtype), params))
 
 
-def abstract_policy(architecture: Architecture, *, compute_dtype: str, remat: bool, mesh: Mesh | None = None) -> nnx.GraphDef:
+def abstract_policy(
+    architecture: Architecture, *, compute_dtype: str, remat: bool, mesh: Mesh | None = None, kernel: Kernel | None = None
+) -> nnx.GraphDef:
     """The policy's graph definition, without memory for its weights: `nnx.merge` it with a dict of parameters, or use `ready`."""
-    make = partial(Policy, architecture, compute_dtype=compute_dtype, remat=remat, mesh=mesh)
+    make = partial(Policy, architecture, compute_dtype=compute_dtype, remat=remat, mesh=mesh, kernel=kernel)
     return nnx.split(nnx.eval_shape(make))[0]
 
 

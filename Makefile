@@ -50,7 +50,7 @@ demo:
 	$(BIN)/jaxselftrain train configs/quickstart.yaml train.folder=$(RUN) && \
 	trained=$$(date +%s) && \
 	echo "control: the same run with random rewards" && \
-	$(BIN)/jaxselftrain train configs/quickstart.yaml reward.source=random train.folder=$(CONTROL) && \
+	$(BIN)/jaxselftrain train configs/quickstart.yaml reward.kind=random train.folder=$(CONTROL) && \
 	finished=$$(date +%s) && \
 	echo && $(BIN)/jaxselftrain compare $(RUN) $(CONTROL) --picture $(PICTURE) && \
 	echo && echo "run folders: $(RUN) $(CONTROL)" && \

@@ -194,10 +194,23 @@ class Vote(Section):
     seconds: Real = Field(2.0, gt=0, description="wall-clock limit for reading one response's answer; past it, no vote")
 
 
-class Reward(Section):
-    source: Literal["vote", "gold", "random"] = Field(
-        "vote", description="label: the majority answer; the gold answer (labelled baseline); a fair coin per sample (control)"
+class Label(Section):
+    source: Literal["vote", "gold", "mixed", "incorrect"] = Field(
+        "vote",
+        description="a question's label: the samples' majority answer; the gold answer (labelled baseline); mixed: gold "
+        "where there is any, else the majority; incorrect: the most frequent answer that is not the gold one (control)",
     )
+    noise: Real = Field(0.0, ge=0, le=1, description="share of questions whose label is their most frequent other answer instead")
+
+
+class Reward(Section):
+    kind: Literal["agreement", "soft", "format", "random"] = Field(
+        "agreement",
+        description="agreement: 1 for the samples that give the label; soft: the share of votes for a sample's answer; "
+        "format: 1 for stating an answer (control); random: a fair coin per sample (control)",
+    )
+    minimum_share: Real = Field(0.0, ge=0, le=1, description="questions with a smaller majority share are not learned from")
+    keep_fraction: Real = Field(1.0, gt=0, le=1, description="learn from this part of each batch, the largest majority shares")
 
 
 class Reference(Section):
@@ -208,6 +221,7 @@ class Reference(Section):
 
 class Update(Section):
     samples: int | None = Field(None, ge=2, description="samples per question trained on (M <= vote.samples); null: all")
+    choose: Literal["first", "random"] = Field("first", description="which samples are trained on, where fewer than vote")
     estimator: Literal["rloo", "grpo", "dr_grpo", "reinforce"] = Field("rloo", description="advantage estimator")
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
         "token_mean",
@@ -303,6 +317,7 @@ class Config(Section):
     rollout: Rollout = Rollout()
     answer: Answer = Answer()
     vote: Vote = Vote()
+    label: Label = Label()
     reward: Reward = Reward()
     reference: Reference = Reference()
     update: Update = Update()
@@ -327,6 +342,11 @@ class Config(Section):
         return self.update.micro_batches
 
     @property
+    def reward_name(self) -> str:
+        """What rewards this run, in two words at most, for titles and file cards."""
+        return {"agreement": self.label.source, "soft": "soft vote"}.get(self.reward.kind, self.reward.kind)
+
+    @property
     def is_decided(self) -> bool:
         """Whether nothing that the compiled step depends on is left to `auto`."""
         return "auto" not in (self.update.micro_batches, self.model.remat)
@@ -347,6 +367,8 @@ class Config(Section):
             raise ValueError(f"update.samples = {self.update.samples} is more than vote.samples = {self.vote.samples}")
         if self.reference.keep == "never" and self.update.kl_coefficient > 0:
             raise ValueError("update.kl_coefficient above 0 needs the initial policy: reference.keep must not be never")
+        if self.reward.kind != "agreement" and self.label != Label():
+            raise ValueError(f"reward.kind = {self.reward.kind} reads no label: leave label.source at vote and label.noise at 0")
         rows, most = self.rollout.rows, self.rollout.questions * self.vote.samples
         if rows is not None and (rows % self.rollout.questions or rows > most):
             raise ValueError(

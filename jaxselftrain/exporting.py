@@ -12,6 +12,16 @@ from jaxselftrain.metrics import METRICS_FILE, read_metrics
 from jaxselftrain.model.export import export_folder
 from jaxselftrain.run_folder import read_config
 
+REWARDED_BY = {  # Config.reward_name -> what a model card says
+    "vote": "its own majority votes",
+    "soft vote": "the shares of its own votes",
+    "gold": "gold answers",
+    "mixed": "gold answers where there were any, and its own majority votes",
+    "incorrect": "incorrect answers, as a control",
+    "format": "stating any answer, as a control",
+    "random": "random rewards, as a control",
+}
+
 
 def export_run(*, run: Path, out: Path, step: int | None, overrides: tuple[str, ...]) -> None:
     """`jaxselftrain export`: the checkpoint of a step, or the newest, read on a mesh of its own.
@@ -37,7 +47,7 @@ def export_run(*, run: Path, out: Path, step: int | None, overrides: tuple[str, 
 
 def model_card(config: Config, step: int, run: Path) -> str:
     """README.md of an exported model."""
-    source = {"vote": "its own majority votes", "gold": "gold answers", "random": "random rewards"}[config.reward.source]
+    source = REWARDED_BY[config.reward_name]
     lines = read_metrics(run) if (run / METRICS_FILE).is_file() else []
     measured = [line for line in lines if "heldout/avg" in line and line["step"] <= step]
     rows = [f"| {int(line['step'])} | {line['heldout/avg']:.3f} | {line['heldout/maj']:.3f} |" for line in measured]

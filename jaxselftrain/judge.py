@@ -13,6 +13,7 @@ import numpy as np
 from jaxselftrain.answer_key import AnswerKey
 from jaxselftrain.answers import answer_key as canonical_key
 from jaxselftrain.config import Config
+from jaxselftrain.labels import NEED_GOLD, choose_labels
 from jaxselftrain.metrics import vote_metrics
 from jaxselftrain.questions import Question
 from jaxselftrain.rewards import Feedback, feedback
@@ -43,7 +44,7 @@ def judge(
 ) -> Verdict:
     """Reads the answers, votes, and decides what the next update learns; `texts` are question-major, Q * N of them.
 
-    The answer key is watched by metrics, and reaches a reward only where `reward.source` says gold.
+    The answer key is watched by metrics, and reaches a label only where `label.source` asks for gold answers.
     """
     started = time.perf_counter()
     Q, N = length_QN.shape
@@ -52,11 +53,16 @@ def judge(
     keys = [list(reading.keys[q * N : (q + 1) * N]) for q in range(Q)]
     count = partial(vote, ties=config.vote.ties, denominator=config.vote.denominator, opaque_may_win=config.vote.opaque_may_win)
     votes = [count(k) for k in keys]
+    golds = _gold(answer_key, ids) if config.label.source in NEED_GOLD else None
+    labels = choose_labels(config.label.source, votes, golds, noise=config.label.noise, ids=ids, seed=config.train.seed)
     decided = feedback(
         keys,
         votes,
-        source=config.reward.source,
-        labels=_gold(answer_key, ids) if config.reward.source == "gold" else None,
+        labels,
+        kind=config.reward.kind,
+        minimum_share=config.reward.minimum_share,
+        keep_fraction=config.reward.keep_fraction,
+        choose=config.update.choose,
         samples_trained=config.samples_trained,
         ids=ids,
         seed=config.train.seed,
@@ -64,6 +70,7 @@ def judge(
     )
     watched = answer_key if len(answer_key) else None
     metrics = vote_metrics(keys, votes, decided.reward_QN, length_QN, ~ended_QN, ids, watched)
+    metrics["kept_question_share"] = float((decided.weight_QN > 0).any(1).mean())
     metrics["voter_kills"] = reading.killed
     logged = range(min(config.log.responses, Q))
     responses = [_row(questions[q], votes[q], _samples(q, texts, reading.answers, decided, length_QN, ended_QN)) for q in logged]
@@ -71,7 +78,7 @@ def judge(
 
 
 def _gold(answer_key: AnswerKey, ids: Sequence[str]) -> list[str | None]:
-    """Gold answers' keys, for the labelled baseline alone."""
+    """Gold answers' keys, for the label sources that ask for them alone."""
     golds = [answer_key.gold(i) for i in ids]
     return [None if gold is None else canonical_key(gold) for gold in golds]
 

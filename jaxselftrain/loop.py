@@ -25,6 +25,7 @@ from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.evaluate import Evaluator, cut_back_evaluations
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.judge import judge
+from jaxselftrain.labels import NEED_GOLD
 from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.metrics import MetricsLog
 from jaxselftrain.prompts import Encoded, prompt_width
@@ -88,8 +89,10 @@ class Loop:
             say(f"changed since the run started: {note}")
         say(f"run folder {folder}; opening {config.model.path}")
         self.answer_key = load_answer_key(config.questions)
-        if config.reward.source == "gold" and not len(self.answer_key):
-            raise UserError("reward.source = gold needs answers: questions.fields.answer names no field that holds one")
+        if config.label.source in NEED_GOLD and not len(self.answer_key):
+            raise UserError(
+                f"label.source = {config.label.source} needs answers: questions.fields.answer names no field that holds one"
+            )
         training, held_out = self._load_questions()  # first, because a mistake in a file is found sooner than a model is read
         self.parts = open_parts(config, cache=folder.parent / ".compilation_cache")
         self.encoded = self._encode(training, config.questions)

@@ -33,6 +33,8 @@ METRICS: dict[str, str] = {
     "distinct_answers": "Mean number of different answers per question.",
     "no_answer_share": "Share of samples that state no answer in the configured format.",
     "opaque_share": "Share of samples whose answer could not be understood and counts as its exact text alone.",
+    "kept_question_share": "Share of questions that were learned from: the others had too small a majority share "
+    "(reward.minimum_share, reward.keep_fraction).",
     "zero_variance_share": "Share of questions whose samples all got the same reward, and so teach nothing.",
     "dominant_answer_share": "Largest share of all samples, over different questions, that give one and the same answer; near 1 "
     "the policy answers every question alike.",

@@ -1,11 +1,12 @@
 """Takes the answer keys of the samples and their votes, gives the host's feedback to the device: who is rewarded how much.
 
-Gold answers are no business of this module: a label reaches a reward only as an explicit argument of `feedback`, which
-the host loop passes when `reward.source` is gold. Nothing here can look one up.
+Gold answers are no business of this module: a label reaches a reward only as an explicit argument of `feedback`. Where labels
+come from is said in `labels`; nothing here can look one up.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -41,12 +42,24 @@ def coin(*, seed: int, step: int, question: str, sample: int) -> float:
     return float(digest[0] & 1)
 
 
+def soft(keys: Sequence[str | None], ballot: Vote) -> list[float]:
+    """Each sample's reward is the share of the vote that its answer has; 0 without an answer.
+
+    The soft reward of SRT's released code. No label is asked for.
+    """
+    share = dict(zip((key for key, _ in ballot.classes), ballot.shares, strict=True))
+    return [0.0 if key is None else share[key] for key in keys]
+
+
 def feedback(
     keys_QN: Sequence[Sequence[str | None]],
     votes: Sequence[Vote],
+    labels: Sequence[str | None],
     *,
-    source: str,
-    labels: Sequence[str | None] | None,
+    kind: str,
+    minimum_share: float,
+    keep_fraction: float,
+    choose: str,
     samples_trained: int,
     ids: Sequence[str],
     seed: int,
@@ -54,35 +67,63 @@ def feedback(
 ) -> Feedback:
     """Rewards and weights of Q questions with N samples each.
 
-    source "vote": a sample is rewarded when it gives its question's majority answer; "gold": when it gives the label in
-    `labels` (a key per question, None where there is none); "random": by a fair coin on (seed, step, id, sample),
-    whatever it says. A question without a label (nobody answered, a tie that abstains) has reward 0, so no advantage, and is
-    charged no KL; its tokens still count in token means, as in SRT's released code. Trained on are the first
-    `samples_trained` samples of each question.
+    | `kind` | a sample's reward |
+    | --- | --- |
+    | agreement | 1 when its answer is its question's label |
+    | soft | the share of the vote that its answer has |
+    | format | 1 when it states an answer, whatever it is: a control |
+    | random | a fair coin on (seed, step, id, sample), whatever it says: a control |
 
-    Raises ValueError when labels are given and the source is not gold, or the other way round, and when the lengths differ.
+    A question that nothing can be learned from, because it has no label (nobody answered, a tie that abstains), has reward 0,
+    so no advantage, and is charged no KL; its tokens still count in token means, as in SRT's released code. Questions whose
+    majority share is below `minimum_share`, and all but the `keep_fraction` of the batch with the largest shares (rounded up;
+    the first ones of equal shares), are out: no weight and no KL. Trained on are `samples_trained` samples of each question,
+    the first ones or, with `choose` "random", others by a hash of (seed, step, id, sample), as TTRL has 64 vote and 32 learn.
+
+    Raises ValueError for an unknown kind or choice, and when the lengths differ.
     """
-    if source not in ("vote", "gold", "random"):
-        raise ValueError(f"source = {source!r} must be vote, gold or random")
-    if (labels is not None) != (source == "gold"):
-        raise ValueError(f"labels go with source gold, and only with it; the source is {source}")
-    used = [ballot.majority for ballot in votes] if labels is None else list(labels)
+    if kind not in ("agreement", "soft", "format", "random") or choose not in ("first", "random"):
+        raise ValueError(f"kind = {kind!r} must be agreement, soft, format or random; choose = {choose!r} first or random")
     Q, N = len(keys_QN), len(keys_QN[0])
-    if {len(votes), len(ids), len(used)} != {Q} or {len(keys) for keys in keys_QN} != {N} or not 0 < samples_trained <= N:
+    if {len(votes), len(ids), len(labels)} != {Q} or {len(keys) for keys in keys_QN} != {N} or not 0 < samples_trained <= N:
         raise ValueError(
-            f"{Q} questions x {N} samples do not fit {len(votes)} votes, {len(ids)} ids, {len(used)} labels, "
+            f"{Q} questions x {N} samples do not fit {len(votes)} votes, {len(ids)} ids, {len(labels)} labels, "
             f"{samples_trained} samples trained on"
         )
-    if source == "random":
+    has_label_Q = [True] * Q
+    if kind == "random":
         rewards = [[coin(seed=seed, step=step, question=id, sample=n) for n in range(N)] for id in ids]
-        labelled_Q = np.ones(Q, np.float32)
+    elif kind == "format":
+        rewards = [[float(key is not None) for key in keys] for keys in keys_QN]
+    elif kind == "soft":
+        rewards = [soft(keys, ballot) for keys, ballot in zip(keys_QN, votes, strict=True)]
+        has_label_Q = [ballot.share > 0 for ballot in votes]
     else:
-        rewards = [agreement(keys, label) for keys, label in zip(keys_QN, used, strict=True)]
-        labelled_Q = np.asarray([label is not None for label in used], np.float32)
+        rewards = [agreement(keys, label) for keys, label in zip(keys_QN, labels, strict=True)]
+        has_label_Q = [label is not None for label in labels]
+    is_kept_Q = kept([ballot.share for ballot in votes], minimum=minimum_share, fraction=keep_fraction)
     return Feedback(
         reward_QN=np.asarray(rewards, np.float32),
-        weight_QN=np.ones((Q, N), np.float32),
-        kl_weight_Q=labelled_Q,
-        chosen_QM=np.tile(np.arange(samples_trained, dtype=np.int32), (Q, 1)),
+        weight_QN=np.repeat(np.asarray(is_kept_Q, np.float32)[:, None], N, 1),
+        kl_weight_Q=np.asarray(has_label_Q, np.float32) * np.asarray(is_kept_Q, np.float32),
+        chosen_QM=np.asarray([chosen(N, samples_trained, choose=choose, seed=seed, step=step, id=id) for id in ids], np.int32),
         learn=np.asarray(True),
     )
+
+
+def kept(shares: Sequence[float], *, minimum: float, fraction: float) -> list[bool]:
+    """Which questions of a batch are learned from, by their majority shares."""
+    most = math.ceil(fraction * len(shares) - 1e-9)  # 0.1 * 30 is 3.0000000000000004
+    first = set(sorted(range(len(shares)), key=lambda q: -shares[q])[:most])
+    return [q in first and share >= minimum for q, share in enumerate(shares)]
+
+
+def chosen(N: int, M: int, *, choose: str, seed: int, step: int, id: str) -> list[int]:
+    """The M of N samples that are trained on, in rising order."""
+    if choose == "first" or M == N:
+        return list(range(M))
+
+    def place(n):
+        return blake2b(f"{seed}:{step}:choose:{n}:{id}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+    return sorted(sorted(range(N), key=place)[:M])

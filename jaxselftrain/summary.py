@@ -44,10 +44,10 @@ def show_summary(folder: Path) -> None:
     if evaluated:
         files = {step: folder / EVALUATIONS / f"step_{step:06d}.json" for step in (evaluated[0], evaluated[-1])}
         columns = {f"step {step}": _read_json(file) for step, file in files.items() if file.is_file()}
-        title = f"held-out questions, k = {config.evaluate.samples}, reward: {config.reward.source}"
+        title = f"held-out questions, k = {config.evaluate.samples}, reward: {config.reward_name}"
         console.print(render(columns, title=title))
     if len(lines) > 1:
-        plot_run({config.reward.source: folder}, folder / PICTURE, title=f"{folder.name}: reward from {config.reward.source}")
+        plot_run({config.reward_name: folder}, folder / PICTURE, title=f"{folder.name}: reward from {config.reward_name}")
         print(f"picture: {folder / PICTURE}")
     print(f"run folder: {folder}")
 

@@ -25,6 +25,7 @@ class Vote:
     valid: int  # samples that stated an answer
     opaque: int  # those of them that stated an opaque one
     samples: int  # all samples
+    shares: tuple[float, ...]  # of each class, over the denominator; 0 for those that may not win
 
 
 def vote(keys: Sequence[str | None], *, ties: str, denominator: str, opaque_may_win: bool) -> Vote:
@@ -43,11 +44,13 @@ def vote(keys: Sequence[str | None], *, ties: str, denominator: str, opaque_may_
     may_win = [(key, count) for key, count in classes if opaque_may_win or not is_opaque(key)]
     most = may_win[0][1] if may_win else 0
     tied = len(may_win) > 1 and may_win[1][1] == most
+    total = counts.total() if denominator == "valid" else len(keys)
     return Vote(
         classes=classes,
         majority=None if not may_win or (tied and ties == "abstain") else may_win[0][0],
-        share=most / (counts.total() if denominator == "valid" else len(keys)) if may_win else 0.0,
+        share=most / total if may_win else 0.0,
         valid=counts.total(),
         opaque=opaque,
         samples=len(keys),
+        shares=tuple(count / total if opaque_may_win or not is_opaque(key) else 0.0 for key, count in classes),
     )

@@ -20,7 +20,7 @@ def test_config_loads_and_opens_with_its_command(name):
     comment = "".join(line for line in (CONFIGS / name).read_text().splitlines(keepends=True) if line.startswith("#"))
     assert (CONFIGS / name).read_text().startswith("#")
     assert f"configs/{name}" in comment
-    assert config.train.steps >= 1 and config.reward.source == "vote"
+    assert config.train.steps >= 1 and config.reward_name == "vote"
 
 
 @pytest.mark.parametrize("name", NAMES)

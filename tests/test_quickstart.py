@@ -12,9 +12,9 @@ CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 @pytest.mark.long
 def test_the_model_teaches_itself_and_random_rewards_do_not(tmp_path):
     gains = {}
-    for source in ("vote", "random"):
+    for source, kind in {"vote": "agreement", "random": "random"}.items():
         folder = tmp_path / source
-        code, _, err = command("train", str(CONFIG), f"reward.source={source}", f"train.folder={folder}", timeout=1800)
+        code, _, err = command("train", str(CONFIG), f"reward.kind={kind}", f"train.folder={folder}", timeout=1800)
         assert code == 0, err
         summary = json.loads((folder / "summary.json").read_text())
         gains[source] = {name: summary["after"][name] - summary["before"][name] for name in ("avg", "maj", "greedy")}

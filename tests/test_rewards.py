@@ -17,10 +17,18 @@ KEYS_QN = st.integers(2, 6).flatmap(
 )
 
 
-def given_feedback(keys_QN, *, source="vote", labels=None, ties="first", samples_trained=2, seed=0, step=0):
-    votes = [vote(keys, ties=ties, denominator="valid", opaque_may_win=True) for keys in keys_QN]
+SETTINGS = {"kind": "agreement", "minimum_share": 0.0, "keep_fraction": 1.0, "choose": "first", "seed": 0, "step": 0}
+
+
+def votes_of(keys_QN, *, ties="first", denominator="valid", opaque_may_win=True):
+    return [vote(keys, ties=ties, denominator=denominator, opaque_may_win=opaque_may_win) for keys in keys_QN]
+
+
+def given_feedback(keys_QN, *, labels=None, ties="first", samples_trained=2, **settings):
+    votes = votes_of(keys_QN, ties=ties)
     ids = [f"q{i}" for i in range(len(keys_QN))]
-    return feedback(keys_QN, votes, source=source, labels=labels, samples_trained=samples_trained, ids=ids, seed=seed, step=step)
+    labels = [ballot.majority for ballot in votes] if labels is None else labels
+    return feedback(keys_QN, votes, labels, samples_trained=samples_trained, ids=ids, **(SETTINGS | settings))
 
 
 @given(KEYS_QN, st.sampled_from(["first", "abstain"]))
@@ -44,17 +52,75 @@ def test_nobody_answered():
     assert got.kl_weight_Q.tolist() == [0, 1]
 
 
-def test_gold_labels_replace_the_vote_only_when_asked_for():
+def test_labels_need_not_be_the_majority():
     keys_QN = [["n:1", "n:1", "n:2"], ["n:1", "n:1", None], ["n:1", "n:1", "n:1"]]
-    got = given_feedback(keys_QN, source="gold", labels=["n:2", None, "n:3"])
+    got = given_feedback(keys_QN, labels=["n:2", None, "n:3"])
     assert got.reward_QN.tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
     assert got.kl_weight_Q.tolist() == [1, 0, 1]
-    with pytest.raises(ValueError, match="source is vote"):
-        given_feedback(keys_QN, source="vote", labels=["n:2", None, "n:3"])
-    with pytest.raises(ValueError, match="source is random"):
-        given_feedback(keys_QN, source="random", labels=["n:2", None, "n:3"])
-    with pytest.raises(ValueError, match="source is gold"):
-        given_feedback(keys_QN, source="gold")
+
+
+@given(KEYS_QN, st.sampled_from(["valid", "all"]))
+def test_a_soft_reward_is_the_share_of_those_who_say_the_same(keys_QN, denominator):
+    votes = votes_of(keys_QN, denominator=denominator)
+    ids = [f"q{q}" for q in range(len(keys_QN))]
+    got = feedback(keys_QN, votes, [None] * len(ids), samples_trained=2, ids=ids, **(SETTINGS | {"kind": "soft"}))
+    for q, keys in enumerate(keys_QN):
+        total = len(keys) if denominator == "all" else len([key for key in keys if key is not None])
+        want = [0.0 if key is None else keys.count(key) / total for key in keys]
+        np.testing.assert_allclose(got.reward_QN[q], want, rtol=1e-6)
+        assert got.kl_weight_Q[q] == any(key is not None for key in keys)
+
+
+def test_an_opaque_answer_that_may_not_win_gets_no_soft_reward():
+    keys = ["o:x", "o:x", "n:1", None]
+    barred, open_ = (votes_of([keys], opaque_may_win=may) for may in (False, True))
+    for votes, want in ((barred, [0, 0, 1 / 3, 0]), (open_, [2 / 3, 2 / 3, 1 / 3, 0])):
+        got = feedback([keys], votes, [None], samples_trained=4, ids=["q"], **(SETTINGS | {"kind": "soft"}))
+        np.testing.assert_allclose(got.reward_QN[0], want, rtol=1e-6)
+
+
+def test_the_format_control_rewards_any_answer():
+    got = given_feedback([["n:1", None, "o:x"]], labels=[None], kind="format", samples_trained=3)
+    assert got.reward_QN.tolist() == [[1, 0, 1]] and got.kl_weight_Q.tolist() == [1]
+
+
+SHARES = [["n:1", "n:1", "n:1", "n:1"], ["n:1", "n:1", "n:2", "n:3"], ["n:1", "n:1", "n:1", "n:2"], [None] * 4]  # 1, .5, .75, 0
+
+
+@pytest.mark.parametrize(
+    ("minimum_share", "keep_fraction", "kept"),
+    [(0, 1, [1, 1, 1, 1]), (0.6, 1, [1, 0, 1, 0]), (0.75, 1, [1, 0, 1, 0]), (0, 0.5, [1, 0, 1, 0]), (0, 0.26, [1, 0, 1, 0]),
+     (0, 0.25, [1, 0, 0, 0]), (0.8, 0.75, [1, 0, 0, 0]), (0, 0.75, [1, 1, 1, 0])],
+)  # fmt: skip
+def test_questions_with_little_agreement_are_left_out(minimum_share, keep_fraction, kept):
+    for kind in ("agreement", "soft", "random"):
+        got = given_feedback(SHARES, minimum_share=minimum_share, keep_fraction=keep_fraction, kind=kind)
+        assert got.weight_QN.tolist() == [[k] * 4 for k in kept]
+        labelled = [1, 1, 1, kind == "random"]
+        assert got.kl_weight_Q.tolist() == [k * label for k, label in zip(kept, labelled, strict=True)]
+
+
+@given(st.integers(1, 60), st.integers(1, 100))
+def test_a_fraction_keeps_as_many_questions_as_it_says(Q, percent):
+    keys_QN = [["n:1", "n:1" if q % 3 else "n:2"] for q in range(Q)]
+    kept = given_feedback(keys_QN, keep_fraction=percent / 100).weight_QN[:, 0]
+    assert kept.sum() == -(-percent * Q // 100)
+    order = sorted(range(Q), key=lambda q: (q % 3 == 0, q))  # those who agree, then the others, each in batch order
+    assert kept[order].tolist() == sorted(kept, reverse=True)
+
+
+def test_samples_are_chosen_first_or_by_a_hash():
+    keys_QN = [["n:1"] * 8] * 40
+    assert given_feedback(keys_QN, samples_trained=3).chosen_QM.tolist() == [[0, 1, 2]] * 40
+    got = given_feedback(keys_QN, samples_trained=3, choose="random").chosen_QM
+    assert (np.diff(got, axis=1) > 0).all() and got.min() >= 0 and got.max() <= 7
+    counts = np.bincount(got.ravel(), minlength=8)  # 15 of 120 each
+    assert counts.min() >= 4 and counts.max() <= 30
+    assert len({tuple(row) for row in got.tolist()}) > 15
+    again = given_feedback(keys_QN, samples_trained=3, choose="random").chosen_QM
+    assert got.tolist() == again.tolist()
+    assert given_feedback(keys_QN, samples_trained=3, choose="random", step=1).chosen_QM.tolist() != got.tolist()
+    assert given_feedback(keys_QN, samples_trained=8, choose="random").chosen_QM.tolist() == [list(range(8))] * 40
 
 
 def test_this_module_cannot_look_a_gold_answer_up():
@@ -97,8 +163,8 @@ def test_coins_are_fair_independent_and_repeatable():
 
 
 def test_the_control_ignores_what_was_said():
-    silent = given_feedback([[None, None, None], [None, None, None]], source="random", seed=3, step=4)
-    loud = given_feedback([["n:1", "n:1", "n:1"], ["n:1", "n:2", "n:2"]], source="random", seed=3, step=4)
+    silent = given_feedback([[None, None, None], [None, None, None]], kind="random", seed=3, step=4)
+    loud = given_feedback([["n:1", "n:1", "n:1"], ["n:1", "n:2", "n:2"]], kind="random", seed=3, step=4)
     assert silent.reward_QN.tolist() == loud.reward_QN.tolist()
     assert silent.weight_QN.min() == 1 and silent.kl_weight_Q.min() == 1 and silent.learn
     want = [[coin(seed=3, step=4, question=f"q{q}", sample=n) for n in range(3)] for q in range(2)]
@@ -106,14 +172,16 @@ def test_the_control_ignores_what_was_said():
 
 
 def test_lengths_must_fit():
-    votes = [vote(["n:1", "n:1"], ties="first", denominator="valid", opaque_may_win=True)]
-    settings = {"source": "vote", "labels": None, "seed": 0, "step": 0}
+    votes = votes_of([["n:1", "n:1"]])
     with pytest.raises(ValueError, match="do not fit"):
-        feedback([["n:1", "n:1"]] * 2, votes, samples_trained=2, ids=["a", "b"], **settings)
+        feedback([["n:1", "n:1"]] * 2, votes, ["n:1"], samples_trained=2, ids=["a", "b"], **SETTINGS)
     with pytest.raises(ValueError, match="do not fit"):
-        feedback([["n:1", "n:1"]], votes, samples_trained=3, ids=["a"], **settings)
-    with pytest.raises(ValueError, match="source"):
-        feedback([["n:1", "n:1"]], votes, samples_trained=2, ids=["a"], **(settings | {"source": "model"}))
+        feedback([["n:1", "n:1"]], votes, ["n:1"], samples_trained=3, ids=["a"], **SETTINGS)
+    with pytest.raises(ValueError, match="do not fit"):
+        feedback([["n:1", "n:1"]], votes, [], samples_trained=2, ids=["a"], **SETTINGS)
+    for wrong in ({"kind": "model"}, {"choose": "last"}):
+        with pytest.raises(ValueError, match="must be"):
+            feedback([["n:1", "n:1"]], votes, ["n:1"], samples_trained=2, ids=["a"], **(SETTINGS | wrong))
 
 
 def test_agreement():

@@ -103,7 +103,7 @@ def test_gold_answers_change_nothing_but_what_is_watched(home, finished, tmp_pat
 
 
 def test_gold_labels_do_change_the_run_when_they_are_asked_for(home, finished, tmp_path):
-    arguments = ["train", str(home / "config.yaml"), f"train.folder={tmp_path / 'run'}", "reward.source=gold"]
+    arguments = ["train", str(home / "config.yaml"), f"train.folder={tmp_path / 'run'}", "label.source=gold"]
     assert command(*arguments)[0] == 0
     rows = lines(tmp_path / "run")[1:]
     assert [row["pseudo_reward"] for row in rows] == [row["true_accuracy"] for row in rows]
@@ -167,7 +167,7 @@ BAD = [
     (["rollout.max_tokens=100000"], "rollout.max_tokens"),
     (["rollout.questions=64"], "there are only"),
     (["mesh.fsdp=3"], "mesh"),
-    (["questions.fields.answer=null", "reward.source=gold"], "reward.source = gold"),
+    (["questions.fields.answer=null", "label.source=gold"], "label.source = gold"),
     (["questions.path=/nowhere/questions.jsonl"], "/nowhere/questions.jsonl"),
     (["evaluate.questions.fields.answer=nothing"], "gold answer"),
 ]

@@ -16,6 +16,9 @@ def test_equals_a_slow_count(keys, ties, denominator, opaque_may_win):
     ordered = sorted(different, key=lambda key: (-said.count(key), said.index(key)))
     got = vote(keys, ties=ties, denominator=denominator, opaque_may_win=opaque_may_win)
     assert got.classes == tuple((key, said.count(key)) for key in ordered)
+    total = len(said) if denominator == "valid" else len(keys)
+    may_win = [opaque_may_win or key not in ("o:a", "o:b") for key in ordered]
+    assert got.shares == tuple(may * said.count(key) / total for key, may in zip(ordered, may_win, strict=True))
     assert (got.valid, got.opaque, got.samples) == (len(said), said.count("o:a") + said.count("o:b"), len(keys))
     candidates = [key for key in different if opaque_may_win or key not in ("o:a", "o:b")]
     if not candidates:

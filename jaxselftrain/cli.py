@@ -160,16 +160,21 @@ def vote(
     run_vote(file=file, format=format, pattern=pattern, overrides=tuple(overrides or ()), output=output)
 
 
-@app.command(epilog="Example: `jaxselftrain compare runs/quickstart runs/quickstart-random --picture compared.png`")
+@app.command(
+    epilog="Examples: `jaxselftrain compare runs/quickstart runs/quickstart-random --picture compared.png`, "
+    "`jaxselftrain compare results/base/model.jsonl results/trained/step_12.jsonl`"
+)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders; the first is drawn in colour.")],
-    picture: Annotated[Path | None, typer.Option(help="PNG file for all the runs' curves in one picture.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders, or evaluations (.jsonl) of one set of questions.")
+    ],
+    picture: Annotated[Path | None, typer.Option(help="PNG file for all their curves in one picture.")] = None,
 ) -> None:
-    """Print one table of what runs measured before and after training, and draw them in one picture."""
+    """Print one table of what runs measured before and after training, or models on the same questions; draw the runs."""
     from rich.console import Console
 
-    from jaxselftrain.compare import comparison
-    from jaxselftrain.plots import plot_run
+    from jaxselftrain.compare import comparison, read_thresholds
+    from jaxselftrain.plots import plot_run, plot_thresholds
     from jaxselftrain.run_folder import make_folder
 
     if picture is not None:
@@ -178,7 +183,11 @@ def compare(
         make_folder(picture.absolute().parent)
     Console().print(comparison(runs))
     if picture is not None:
-        plot_run({str(run): run for run in runs}, picture, title=f"{runs[0]} and what it is compared with")
+        title = f"{runs[0]} and what it is compared with"
+        if runs[0].is_file():
+            plot_thresholds({str(file): read_thresholds(file) for file in runs}, picture, title=title)
+        else:
+            plot_run({str(run): run for run in runs}, picture, title=title)
         typer.echo(f"picture: {picture}")
 
 

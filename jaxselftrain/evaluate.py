@@ -26,13 +26,14 @@ from jaxselftrain.config import Config, Mesh, load_config, override_config, pars
 from jaxselftrain.cross_check import CrossCheck, Judged, cross_check, require_math_verify
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS
+from jaxselftrain.plots import plot_thresholds
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits
 from jaxselftrain.rollouts import rows_per_question
 from jaxselftrain.run_folder import CONFIG, EVALUATIONS, make_folder, read_config, replace_text
 from jaxselftrain.sharding import check_mesh
-from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, intervals, render, scores
+from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, Threshold, intervals, render, scores, thresholds
 from jaxselftrain.step import compile_sample
 from jaxselftrain.voter import Voter
 
@@ -45,6 +46,7 @@ class Evaluation:
 
     summary: dict[str, Interval]  # metric -> value, low, high (95% bootstrap interval over questions)
     rows: list[dict[str, Any]]  # one a question: every response with its answer, and whether it is right
+    thresholds: list[Threshold]  # accuracy and coverage over the least majority share
     cross_check: CrossCheck | None = None  # only with evaluate.cross_check
 
     def metrics(self) -> dict[str, float]:
@@ -58,11 +60,15 @@ class Evaluation:
         return {name: value for name, value in out.items() if name in METRICS}
 
     def write(self, folder: Path, name: str) -> None:
-        """NAME.json with the summary, NAME.jsonl with the responses, NAME.differences.jsonl with what the cross-check found."""
+        """NAME.json with the summary, NAME.jsonl with the responses, NAME.thresholds.json with accuracy over agreement.
+
+        With a cross-check NAME.differences.jsonl has what it found.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(row, ensure_ascii=False) for row in self.rows]
         replace_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
         replace_text(folder / f"{name}.json", json.dumps(self.summary, indent=2) + "\n")
+        replace_text(folder / f"{name}.thresholds.json", json.dumps(self.thresholds, indent=1) + "\n")
         if self.cross_check is not None:
             replace_text(folder / f"{name}.differences.jsonl", self.cross_check.jsonl())
 
@@ -145,7 +151,10 @@ class Evaluator:
             }
             for q, question in enumerate(self.questions.questions)
         ]
-        return Evaluation(intervals(per_question, seed=BOOTSTRAP_SEED), rows, self._cross_check(rows))
+        over_shares = thresholds(
+            right_QN[:, :k], [row[:k] for row in keys], ties=config.vote.ties, opaque_may_win=config.vote.opaque_may_win
+        )
+        return Evaluation(intervals(per_question, seed=BOOTSTRAP_SEED), rows, over_shares, self._cross_check(rows))
 
     def _cross_check(self, rows: list[dict[str, Any]]) -> CrossCheck | None:
         config = self.parts.config
@@ -213,7 +222,8 @@ def run_evaluation(
         label = name.replace(" ", "_") if out else f"{name.replace(' ', '_')}_command"
         with limits_told(folder):
             evaluation.write(folder, label)
-        print(f"results: {folder / label}.json, responses: {folder / label}.jsonl")
+            picture = plot_thresholds({name: evaluation.thresholds}, folder / f"{label}.thresholds.png", title=target)
+        print(f"results: {folder / label}.json, responses: {folder / label}.jsonl, accuracy over agreement: {picture}")
     return evaluation
 
 

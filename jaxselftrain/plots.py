@@ -1,13 +1,14 @@
-"""Takes run folders, gives one picture: what the model rewarded itself for, and whether it was right, over the steps."""
+"""Takes what runs and evaluations measured, gives pictures: reward and accuracy over the steps, accuracy over agreement."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS_FILE, read_metrics
+from jaxselftrain.statistics import Threshold
 
 # Colours that people with colour-blindness tell apart (Okabe and Ito); the same measure has the same colour on both sides.
 TRAINING = {
@@ -19,6 +20,11 @@ HELD_OUT = {
     "heldout/maj": ("maj@k (majority vote)", "#0072B2"),
     "heldout/greedy": ("greedy", "#CC79A7"),
     "heldout/avg": ("avg@k (single sample)", "#009E73"),
+}
+THRESHOLDS = {
+    "majority": ("majority answer right (of these questions)", "#0072B2"),
+    "sample": ("sample right (of these questions)", "#009E73"),
+    "coverage": ("coverage (of all questions)", "#E69F00"),
 }
 GREYS = ("#7F7F7F", "#B0B0B0", "#4D4D4D")  # of the runs to compare with
 SMOOTHING = 30  # a line of more steps than this is drawn faint, with its running mean over a thirtieth part on top
@@ -61,12 +67,50 @@ def plot_run(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
             for number, (label, run) in enumerate(lines.items()):
                 _draw(axis, names, run, None if number == 0 else (label, GREYS[(number - 1) % len(GREYS)]))
             _frame(axis)
-        try:
-            figure.savefig(out, format="png")
-        except OSError as error:
-            Path(out).unlink(missing_ok=True)  # on a full disk it is half a picture
-            raise UserError(f"picture {out} cannot be written: {error.strerror}") from None
+        _save(figure, out)
     return Path(out)
+
+
+def plot_thresholds(curves: Mapping[str, Sequence[Threshold]], out: Path, *, title: str) -> Path:
+    """Draws accuracy and coverage against the least majority share (label -> statistics.thresholds) into the PNG file `out`.
+
+    The first curve is in colour; others, such as the model before training, are dashed and grey.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(7.5, 5.4), dpi=140, layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        figure.suptitle(title, fontsize=14, fontweight="bold")
+        axis.set_xlabel("questions whose majority share is at least this")
+        axis.set_ylabel("share")
+        axis.grid(alpha=0.25)
+        for number, (label, curve) in enumerate(curves.items()):
+            shares = [entry["share"] for entry in curve]
+            for (name, (says, colour)), dashes in zip(THRESHOLDS.items(), ((5, 2), (1, 1.5), (5, 1.5, 1, 1.5)), strict=True):
+                values = [entry[name] for entry in curve]  # type: ignore[literal-required]
+                look: dict = {"color": colour, "label": says, "linewidth": 2.2, "marker": "o", "markersize": 4, "zorder": 3}
+                if number:
+                    grey = GREYS[(number - 1) % len(GREYS)]
+                    look = {"color": grey, "label": f"{label}: {says.split(' (')[0]}", "linewidth": 1.4, "dashes": dashes}
+                # what holds at a share holds for all thresholds down to the next smaller share
+                axis.plot(shares, values, drawstyle="steps-pre", **look)
+        axis.set_xlim(0, 1.02)
+        axis.set_ylim(0, 1.02)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
+        _save(figure, out)
+    return Path(out)
+
+
+def _save(figure, out: Path) -> None:
+    try:
+        figure.savefig(out, format="png")
+    except OSError as error:
+        Path(out).unlink(missing_ok=True)  # on a full disk it is half a picture
+        raise UserError(f"picture {out} cannot be written: {error.strerror}") from None
 
 
 def _draw(axis, names: Mapping[str, tuple[str, str]], run: list[dict[str, float]], other: tuple[str, str] | None) -> None:

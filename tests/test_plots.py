@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from jaxselftrain.config import Log
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import MetricsLog
-from jaxselftrain.plots import _running_mean, plot_run
+from jaxselftrain.plots import _running_mean, plot_run, plot_thresholds
+from jaxselftrain.statistics import Threshold
 
 
 @pytest.fixture
@@ -90,3 +91,15 @@ def test_a_single_point_a_missing_value_and_an_empty_run(tmp_path):
     with pytest.raises(UserError, match="nothing to plot"):
         plot_run({"run": empty}, tmp_path / "none.png", title="t")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_the_threshold_picture_holds_every_number(tmp_path, figure):
+    curve = [Threshold(share=s, coverage=1 - s / 2, majority=0.4 + s / 2, sample=0.3 + s / 2) for s in (0.25, 0.5, 1.0)]
+    out = plot_thresholds({"after": curve, "before": curve[:2]}, tmp_path / "t.png", title="agreement")
+    assert out.read_bytes().startswith(b"\x89PNG")
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure().axes[0].lines}
+    assert drawn["majority answer right (of these questions)"] == ([0.25, 0.5, 1.0], [0.525, 0.65, 0.9])
+    assert drawn["coverage (of all questions)"][1] == [0.875, 0.75, 0.5]
+    assert drawn["before: sample right"] == ([0.25, 0.5], [0.425, 0.55])
+    with pytest.raises(UserError, match="cannot be written"):
+        plot_thresholds({"after": curve}, tmp_path / "no" / "t.png", title="agreement")

@@ -1,6 +1,6 @@
 """Evaluation statistics against enumeration, and the bootstrap against simulated truth."""
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -9,16 +9,20 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rich.console import Console
 
+from jaxselftrain.rewards import kept
 from jaxselftrain.statistics import (
     avg_at_k,
     bootstrap,
     intervals,
     maj_at_k,
     paired_difference,
+    paired_p_value,
     pass_at_k,
     render,
     scores,
+    thresholds,
 )
+from jaxselftrain.votes import vote
 
 RIGHT_QN = st.tuples(st.integers(1, 4), st.integers(1, 7)).flatmap(lambda shape: arrays(bool, shape))
 
@@ -130,3 +134,44 @@ def test_the_table_shows_every_number():
     console.print(render({"before": {"avg": value}, "after": {"avg": value, "maj": value}}, title="held-out"))
     text = console.export_text()
     assert text.count("43.2 [40.0, 50.0]") == 3 and "avg@k" in text and "maj@k" in text and "before" in text and "95%" in text
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9))
+def test_the_p_value_is_that_of_all_sign_flips(differences):
+    d = np.asarray(differences, float)
+    sums = [abs((np.asarray(signs) * d).sum()) for signs in product((1, -1), repeat=len(d))]
+    want = np.mean([total >= abs(d.sum()) - 1e-9 for total in sums])
+    assert abs(paired_p_value(np.zeros(len(d)), d, seed=0) - want) < 5 * 0.005 + 1e-4
+    assert paired_p_value(d, np.zeros(len(d)), seed=0) == paired_p_value(np.zeros(len(d)), d, seed=0)
+
+
+def test_p_values_of_no_difference_are_uniform_and_of_a_real_one_small():
+    random = np.random.default_rng(0)
+    values = [paired_p_value(random.random(40), random.random(40), seed=0) for _ in range(200)]
+    assert 0.01 <= np.mean(np.asarray(values) < 0.05) <= 0.10 and 0.4 <= np.mean(values) <= 0.6
+    before = random.random(100)
+    assert paired_p_value(before, before + 0.05 + random.normal(0, 0.05, 100), seed=0) == 1 / 10_000
+    assert paired_p_value(before, before, seed=0) == 1.0
+
+
+def test_thresholds_by_hand():
+    keys_QN = [["n:1"] * 4, ["n:1", "n:1", "n:2", "n:3"], ["n:1", "n:1", None, None], [None] * 4, ["n:2", "n:2", "n:2", "n:1"]]
+    right_QN = np.asarray([[key == "n:1" for key in keys] for keys in keys_QN])
+    got = thresholds(right_QN, keys_QN, ties="first", opaque_may_win=False)
+    assert [entry["share"] for entry in got] == [0.0, 0.5, 0.75, 1.0]
+    assert [entry["coverage"] for entry in got] == [1.0, 0.8, 0.6, 0.4]
+    np.testing.assert_allclose([entry["majority"] for entry in got], [3 / 5, 3 / 4, 2 / 3, 1.0])
+    np.testing.assert_allclose([entry["sample"] for entry in got], [2.25 / 5, 2.25 / 4, 1.75 / 3, 1.5 / 2])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**31 - 1))
+def test_thresholds_keep_what_a_minimum_share_keeps(Q, N, seed):
+    keys_QN = np.random.default_rng(seed).choice(np.asarray([None, "n:1", "n:2", "n:3"], object), (Q, N)).tolist()
+    right_QN = np.asarray([[key == "n:1" for key in keys] for keys in keys_QN])
+    share_Q = [vote(keys, ties="first", denominator="valid", opaque_may_win=False).share for keys in keys_QN]
+    for entry in thresholds(right_QN, keys_QN, ties="first", opaque_may_win=False):
+        is_in = kept(share_Q, minimum=entry["share"], fraction=1.0)
+        assert entry["coverage"] == pytest.approx(np.mean(is_in))
+        assert entry["sample"] == pytest.approx(right_QN[is_in].mean())

@@ -16,7 +16,7 @@ from jaxselftrain import prompts as prompt_texts
 from jaxselftrain.config import Config
 from jaxselftrain.errors import UserError
 from jaxselftrain.model.architecture import Architecture
-from jaxselftrain.model.attention import Kernel
+from jaxselftrain.model.kernels import Kernel, check_kernel
 from jaxselftrain.model.loading import Weights, load_params, open_weights
 from jaxselftrain.model.paths import local_model
 from jaxselftrain.model.policy import abstract_policy
@@ -47,9 +47,9 @@ class Parts:
     def graph(self) -> nnx.GraphDef:
         model = self.config.model
         remat = bool(model.remat)  # only the update knows of it: sampling alone may leave it at auto
-        kernel: Kernel | None = "cudnn" if model.attention == "cudnn" else None
+        kernel: Kernel | None = None if model.attention == "plain" else model.attention
         if kernel is not None:
-            check_kernel(model.compute_dtype, self.architecture.K, self.mesh.devices.flat[0].platform)
+            check_kernel(kernel, model.compute_dtype, self.architecture.K, self.mesh.devices.flat[0].platform)
         return abstract_policy(self.architecture, compute_dtype=model.compute_dtype, remat=remat, mesh=self.mesh, kernel=kernel)
 
     @cached_property
@@ -119,19 +119,6 @@ def open_parts(config: Config, *, cache: Path | None) -> Parts:
     else:
         tokenizer = load_tokenizer(config.model.tokenizer, revision=None)
     return Parts(config, make_mesh(config.mesh), tokenizer, weights)
-
-
-def check_kernel(compute_dtype: str, K: int, platform: str) -> None:
-    """Raises UserError where cuDNN's attention does not run."""
-    reason = None
-    if platform != "gpu":
-        reason = f"a GPU, and the devices are {platform}s"
-    elif compute_dtype != "bfloat16":
-        reason = f"model.compute_dtype = bfloat16, which is {compute_dtype}"
-    elif K % 8 or K > 128:
-        reason = f"heads of a multiple of 8 and at most 128, and the model's are of {K}"
-    if reason is not None:
-        raise UserError(f"model.attention = cudnn needs {reason}; set model.attention=plain")
 
 
 def set_runtime(config: Config, cache: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from rich.markup import escape
@@ -86,9 +87,7 @@ def read_thresholds(file: Path) -> list[Threshold]:
     """Accuracy over agreement, as an evaluation leaves it beside its responses."""
     beside = file.with_suffix(".thresholds.json")
     try:
-        return [
-            Threshold(**{name: float(entry[name]) for name in Threshold.__annotations__})
-            for entry in json.loads(beside.read_text("utf-8"))
-        ]
+        rows = json.loads(beside.read_text("utf-8"))
+        return [cast(Threshold, {name: float(row[name]) for name in Threshold.__annotations__}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{beside} cannot be read; run the evaluation again") from None

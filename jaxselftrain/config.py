@@ -64,8 +64,9 @@ class Model(Section):
         "float32", description="storage of the weights; bfloat16 is rounded stochastically after each update"
     )
     compute_dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of matmuls and caches")
-    attention: Literal["plain", "cudnn"] = _free(
-        "plain", "attention over whole sequences (prompts, the update): plain XLA, or cuDNN's fused kernel (GPU, bfloat16)"
+    attention: Literal["plain", "cudnn", "splash"] = _free(
+        "plain",
+        "attention over whole sequences (prompts, the update): plain XLA; cuDNN's fused kernel (GPU, bfloat16); splash (TPU)",
     )
     remat: bool | Literal["auto"] = _free(
         True, "recompute each layer's activations in the backward pass instead of keeping them. auto: only where they do not fit"

@@ -8,13 +8,10 @@ transposed copy of a cache: on 2 CPU cores scores against 128 slots take 0.4 ms 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-SEQUENCE = 64  # kernels want lengths that are multiples of their blocks
-Kernel = Literal["xla", "cudnn"]  # jax.nn.dot_product_attention's names; "xla" is for tests of what surrounds it
 
 
 class PromptKV(NamedTuple):
@@ -47,43 +44,6 @@ def attention(
         total += p_QGNRTC.sum(-1, keepdims=True)
         out_QGNRTK += _values("QGNRTC,QGCK->QGNRTK", p_QGNRTC, prompt.v_QGCK)
     return (out_QGNRTK / total).astype(v_QGNSK.dtype)
-
-
-def fused_attention(
-    q_QGNRTK: jax.Array, k_QGNTK: jax.Array, v_QGNTK: jax.Array, prompt: PromptKV | None, kernel: Kernel
-) -> jax.Array:
-    """What `attention` gives under a causal mask, by jax.nn.dot_product_attention: no score leaves the kernel.
-
-    Such kernels see one sequence a row and no general mask. So each sample's keys are laid out as its prompt, followed at once
-    by its own tokens; queries of prompt places are zeros, whose results nobody reads. In a whole update this costs each layer
-    a copy of the prompt's keys and values for every sample, and C / (C + T) more scores.
-    """
-    Q, G, N, R, T, K = q_QGNRTK.shape
-    q_QNTHK = q_QGNRTK.transpose(0, 2, 4, 1, 3, 5).reshape(Q, N, T, G * R, K)
-    k_QNTGK, v_QNTGK = k_QGNTK.transpose(0, 2, 3, 1, 4), v_QGNTK.transpose(0, 2, 3, 1, 4)
-    start_Q = jnp.zeros(Q, jnp.int32)
-    if prompt is not None:
-        start_Q = prompt.mask_QC.sum(-1, dtype=jnp.int32)
-        k_QCGK, v_QCGK = prompt.k_QGCK.swapaxes(1, 2), prompt.v_QGCK.swapaxes(1, 2)
-        no_query_QCHK = jnp.zeros((*k_QCGK.shape[:2], G * R, K), q_QNTHK.dtype)
-        q_QNTHK = _after(no_query_QCHK, q_QNTHK, start_Q)
-        k_QNTGK, v_QNTGK = _after(k_QCGK, k_QNTGK, start_Q), _after(v_QCGK, v_QNTGK, start_Q)
-    rows = (x.reshape(Q * N, *x.shape[2:]) for x in (q_QNTHK, k_QNTGK, v_QNTGK))
-    out_XTHK = jax.nn.dot_product_attention(*rows, is_causal=True, implementation=kernel)
-    own = jax.vmap(lambda out_NTHK, start: jax.lax.dynamic_slice_in_dim(out_NTHK, start, T, axis=1))
-    out_QNTHK = own(out_XTHK.reshape(Q, N, *out_XTHK.shape[1:]), start_Q)
-    return out_QNTHK.reshape(Q, N, T, G, R, K).transpose(0, 3, 1, 4, 2, 5)
-
-
-def _after(prompt_QCGK: jax.Array, own_QNTGK: jax.Array, start_Q: jax.Array) -> jax.Array:
-    """Each sample's own tokens right behind its prompt, [Q, N, C + T rounded up, G, K]: they take the place of its padding."""
-    Q, N, T, G, K = own_QNTGK.shape
-    C = prompt_QCGK.shape[1]
-    length = -(-(C + T) // SEQUENCE) * SEQUENCE
-    room_QLGK = jnp.pad(prompt_QCGK, ((0, 0), (0, length - C), (0, 0), (0, 0)))
-    room_QNLGK = jnp.broadcast_to(room_QLGK[:, None], (Q, N, length, G, K))
-    put = jax.vmap(lambda room, own, start: jax.lax.dynamic_update_slice_in_dim(room, own.astype(room.dtype), start, axis=1))
-    return put(room_QNLGK, own_QNTGK, start_Q)
 
 
 def _scores(letters, q, k, mask):

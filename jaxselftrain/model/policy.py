@@ -16,7 +16,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxselftrain.model.architecture import Architecture, RopeScaling
-from jaxselftrain.model.attention import Kernel, PromptKV, attention, fused_attention, wide_dtype, widen
+from jaxselftrain.model.attention import PromptKV, attention, wide_dtype, widen
+from jaxselftrain.model.kernels import Kernel, fused_attention
 from jaxselftrain.sharding import constrain
 
 
@@ -182,7 +183,7 @@ class Policy(nnx.Module):
         """Attention of whole sequences; decoding, one query a row, has no use for kernels made for many."""
         if self.kernel is None:
             return attention(q_QGNRTK, k_QGNTK.mT, v_QGNTK, causal_TT, prompt)
-        return fused_attention(q_QGNRTK, k_QGNTK, v_QGNTK, prompt, self.kernel)
+        return fused_attention(q_QGNRTK, k_QGNTK, v_QGNTK, prompt, self.kernel, self.mesh)
 
     def _embed(self, tokens):
         return constrain(self.embed_VD[...][tokens], self.mesh, "rows")

@@ -59,7 +59,7 @@ def compile_seconds(config: Config, architecture: Architecture, mesh, asked) -> 
     model = config.model
     graph = abstract_policy(architecture, compute_dtype=model.compute_dtype, remat=model.remat, mesh=mesh)
     Q, N, M = config.rollout.questions, config.vote.samples, config.samples_trained
-    shapes = dict(Q=Q, N=N, C=asked.tokens_QC.shape[1], T=config.rollout.max_tokens)
+    shapes = dict(Q=Q, N=N, C=asked.tokens_QC.shape[1], T=config.rollout.max_tokens, confidence=False)
     whole, per_question = jax.ShapeDtypeStruct((Q, N), jnp.float32), jax.ShapeDtypeStruct((Q,), jnp.float32)
     chosen, learn = jax.ShapeDtypeStruct((Q, M), jnp.int32), jax.ShapeDtypeStruct((), bool)
     inputs = (

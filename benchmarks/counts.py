@@ -100,12 +100,14 @@ def tokens(*, Q: int, N: int, C: int, T: int, shared: bool) -> int:
 def memory(a: Architecture, *, Q: int, N: int, M: int, C: int, T: int, W: int, config: Config) -> dict[str, dict[str, float]]:
     """Bytes that must be there at once: {"always", "sampling", "update"}, each by what they are.
 
-    Of activations, the layers' inputs (with remat) or all that a layer's backward pass reads (without), of one micro-batch.
+    Of activations, what model.remat keeps of one micro-batch: the layers' inputs, with them the results of weight matrices, or
+    all that a layer's backward pass reads.
     """
     sizes = _sizes(config)
     compute, micro = sizes["compute"], config.update.micro_batches
     copied = 0 if sizes["weights"] == compute else parameters(a) * compute
-    kept = a.D if config.model.remat else 6 * a.D + 2 * a.H * a.K + 2 * a.G * a.K + 3 * a.F
+    projected = 2 * a.D + a.H * a.K + 2 * a.G * a.K + 2 * a.F
+    kept = {"layers": a.D, "dots": a.D + projected, "none": 6 * a.D + 2 * a.H * a.K + 2 * a.G * a.K + 3 * a.F}[config.model.remat]
     rows = (max(Q / micro, 1) * C + Q * M / micro * T) * a.L
     logits = min(LOGIT_BYTES, Q * M / micro * T * a.V * WIDE)
     state = {

@@ -6,6 +6,7 @@ loop around them does, less log files and checkpoints. The one difference is the
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from jaxselftrain.config import Config, override_config, parse_config
 from jaxselftrain.huge_pages import restart_with_huge_pages
 from jaxselftrain.judge import Verdict, judge
 from jaxselftrain.loop import Fetched
+from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.model.loading import Weights
 from jaxselftrain.prompts import prompt_width
 from jaxselftrain.questions import Question
@@ -97,13 +99,16 @@ class Run:
     """A run's state, program and voter, for whole steps and for their two halves."""
 
     def __init__(self, parts: Parts, params: dict[str, jax.Array], prompts: Sequence[list[int]]):
+        if not parts.config.is_decided:
+            width = prompt_width(list(prompts))
+            parts = fit_memory(parts, width, limit=device_limit(), say=lambda text: print(text, file=sys.stderr, flush=True))
         config = self.config = parts.config
         self.parts, self.batches = parts, Batches(parts, prompts)
         at = state_shardings(config, parts.architecture, parts.mesh)
         reference = jax.tree.map(np.asarray, params) if config.keeps_reference else None
         self.state: State = jax.jit(partial(new_state, config), donate_argnums=0, out_shardings=at)(params, reference)
         Q, N, M = config.rollout.questions, config.vote.samples, config.samples_trained
-        shapes = dict(Q=Q, N=N, C=self.batches.width, T=config.rollout.max_tokens)
+        shapes = dict(Q=Q, N=N, C=self.batches.width, T=config.rollout.max_tokens, confidence=False)
         self.rollouts: Rollouts = jax.jit(lambda: empty_rollouts(**shapes), out_shardings=rollout_shardings(parts.mesh))()
         nothing = np.zeros((Q, N), np.float32)
         chosen_QM = np.tile(np.arange(M, dtype=np.int32), (Q, 1))
@@ -148,6 +153,7 @@ class Run:
             texts,
             self.fetched.length_QN,
             self.fetched.ended_QN,
+            {},
             voter=self.voter,
             answer_key=AnswerKey({}),
             step=self.done,
@@ -183,7 +189,8 @@ def sampler(parts: Parts, prompts: Sequence[list[int]], workload: Sequence[int])
 def main() -> None:
     turns = Turns()
     job: dict[str, Any] = turns.job
-    config = make_config(model=job["model"], dtype=job["dtype"], workload=job["workload"], settings=job["settings"])
+    fastest = ["model.remat=auto", "update.micro_batches=auto"] if job["what"] == "step" else []
+    config = make_config(model=job["model"], dtype=job["dtype"], workload=job["workload"], settings=[*fastest, *job["settings"]])
     parts = open_model(config, None)
     if job["what"] == "sampling":
         repeat = sampler(parts, job["prompts"], job["workload"])

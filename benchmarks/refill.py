@@ -37,7 +37,7 @@ def main() -> None:
     rows = [Q * N, *(int(part) for part in given.rows.split(","))]
     asked = prompts(given)
     weights = random_weights()
-    graph = abstract_policy(SMOLLM2, compute_dtype="float32", remat=False)
+    graph = abstract_policy(SMOLLM2, compute_dtype="float32", remat="none")
     T = given.mean * given.tail
     programs = [jax.jit(partial(sample, graph, N=N, T=T, W=count // Q)) for count in rows]
     results = [program(weights, asked) for program in programs]  # compiles

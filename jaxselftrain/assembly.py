@@ -19,7 +19,7 @@ from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.model.kernels import Kernel, check_kernel
 from jaxselftrain.model.loading import Weights, load_params, open_weights
 from jaxselftrain.model.paths import local_model
-from jaxselftrain.model.policy import abstract_policy
+from jaxselftrain.model.policy import Remat, abstract_policy
 from jaxselftrain.model.tokenizer import Tokenizer, load_tokenizer
 from jaxselftrain.questions import Question
 from jaxselftrain.rollouts import Prompts, Sampling
@@ -46,7 +46,7 @@ class Parts:
     @cached_property
     def graph(self) -> nnx.GraphDef:
         model = self.config.model
-        remat = bool(model.remat)  # only the update knows of it: sampling alone may leave it at auto
+        remat: Remat = "layers" if model.remat == "auto" else model.remat  # only updates know it: sampling may leave it at auto
         kernel: Kernel | None = None if model.attention == "plain" else model.attention
         if kernel is not None:
             check_kernel(kernel, model.compute_dtype, self.architecture.K, self.mesh.devices.flat[0].platform)

@@ -68,8 +68,10 @@ class Model(Section):
         "plain",
         "attention over whole sequences (prompts, the update): plain XLA; cuDNN's fused kernel (GPU, bfloat16); splash (TPU)",
     )
-    remat: bool | Literal["auto"] = _free(
-        True, "recompute each layer's activations in the backward pass instead of keeping them. auto: only where they do not fit"
+    remat: Literal["none", "dots", "layers", "auto"] = _free(
+        "layers",
+        "what the backward pass computes again to save memory: nothing; dots: all but the results of weight matrices; "
+        "layers: everything inside a layer. auto: what is fastest of those that fit",
     )
 
 
@@ -204,14 +206,36 @@ class Label(Section):
     noise: Real = Field(0.0, ge=0, le=1, description="share of questions whose label is their most frequent other answer instead")
 
 
+RewardKind = Literal["agreement", "soft", "self_certainty", "entropy", "log_prob", "format", "random"]
+CONFIDENCE_KINDS = ("self_certainty", "entropy", "log_prob")
+
+
 class Reward(Section):
-    kind: Literal["agreement", "soft", "format", "random"] = Field(
+    kind: RewardKind | Literal["sum"] = Field(
         "agreement",
         description="agreement: 1 for the samples that give the label; soft: the share of votes for a sample's answer; "
-        "format: 1 for stating an answer (control); random: a fair coin per sample (control)",
+        "self_certainty, entropy, log_prob: how sure the policy is of each token, on average; format: 1 for stating an answer "
+        "(control); random: a fair coin per sample (control); sum: several of these, by reward.weights",
+    )
+    weights: dict[RewardKind, Real] = Field(
+        default_factory=dict,
+        description="with kind sum: the kinds and their weights; each is standardized within its question first",
     )
     minimum_share: Real = Field(0.0, ge=0, le=1, description="questions with a smaller majority share are not learned from")
     keep_fraction: Real = Field(1.0, gt=0, le=1, description="learn from this part of each batch, the largest majority shares")
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Kind -> weight of everything that the reward is made of."""
+        return {str(kind): weight for kind, weight in self.weights.items()} if self.kind == "sum" else {self.kind: 1.0}
+
+    @model_validator(mode="after")
+    def _weighted(self):
+        if self.kind == "sum" and not any(self.weights.values()):
+            raise ValueError("kind sum needs weights, such as {agreement: 1.0, self_certainty: 0.5}")
+        if self.kind != "sum" and self.weights:
+            raise ValueError(f"weights are read by kind sum alone and kind is {self.kind}; remove them or set kind=sum")
+        return self
 
 
 class Reference(Section):
@@ -343,6 +367,16 @@ class Config(Section):
         return self.update.micro_batches
 
     @property
+    def charges_kl_in_reward(self) -> bool:
+        """Whether advantages depend on log-probs."""
+        return self.update.kl_coefficient > 0 and self.update.kl_in == "reward"
+
+    @property
+    def measures_confidence(self) -> bool:
+        """Whether the sampler measures each token's distribution, because a reward is made of it."""
+        return any(kind in CONFIDENCE_KINDS for kind in self.reward.parts)
+
+    @property
     def reward_name(self) -> str:
         """What rewards this run, in two words at most, for titles and file cards."""
         return {"agreement": self.label.source, "soft": "soft vote"}.get(self.reward.kind, self.reward.kind)
@@ -368,7 +402,7 @@ class Config(Section):
             raise ValueError(f"update.samples = {self.update.samples} is more than vote.samples = {self.vote.samples}")
         if self.reference.keep == "never" and self.update.kl_coefficient > 0:
             raise ValueError("update.kl_coefficient above 0 needs the initial policy: reference.keep must not be never")
-        if self.reward.kind != "agreement" and self.label != Label():
+        if "agreement" not in self.reward.parts and self.label != Label():
             raise ValueError(f"reward.kind = {self.reward.kind} reads no label: leave label.source at vote and label.noise at 0")
         rows, most = self.rollout.rows, self.rollout.questions * self.vote.samples
         if rows is not None and (rows % self.rollout.questions or rows > most):

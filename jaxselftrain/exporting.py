@@ -18,6 +18,10 @@ REWARDED_BY = {  # Config.reward_name -> what a model card says
     "gold": "gold answers",
     "mixed": "gold answers where there were any, and its own majority votes",
     "incorrect": "incorrect answers, as a control",
+    "self_certainty": "how certain it is of its tokens (self-certainty)",
+    "entropy": "how certain it is of its tokens (low entropy)",
+    "log_prob": "how likely its tokens are to itself (log-probability)",
+    "sum": "a weighted sum of rewards",
     "format": "stating any answer, as a control",
     "random": "random rewards, as a control",
 }

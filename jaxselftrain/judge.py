@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ def judge(
     texts: Sequence[str],
     length_QN: np.ndarray,
     ended_QN: np.ndarray,
+    confidence: Mapping[str, np.ndarray],
     *,
     voter: Voter,
     answer_key: AnswerKey,
@@ -44,7 +45,8 @@ def judge(
 ) -> Verdict:
     """Reads the answers, votes, and decides what the next update learns; `texts` are question-major, Q * N of them.
 
-    The answer key is watched by metrics, and reaches a label only where `label.source` asks for gold answers.
+    `confidence` has the sampler's statistics where the rewards ask for them. The answer key is watched by metrics, and reaches
+    a label only where `label.source` asks for gold answers.
     """
     started = time.perf_counter()
     Q, N = length_QN.shape
@@ -59,7 +61,8 @@ def judge(
         keys,
         votes,
         labels,
-        kind=config.reward.kind,
+        confidence,
+        parts=config.reward.parts,
         minimum_share=config.reward.minimum_share,
         keep_fraction=config.reward.keep_fraction,
         choose=config.update.choose,
@@ -71,6 +74,7 @@ def judge(
     watched = answer_key if len(answer_key) else None
     metrics = vote_metrics(keys, votes, decided.reward_QN, length_QN, ~ended_QN, ids, watched)
     metrics["kept_question_share"] = float((decided.weight_QN > 0).any(1).mean())
+    metrics |= {name: float(value_QN.mean()) for name, value_QN in confidence.items() if name != "entropy"}  # the update's own
     metrics["voter_kills"] = reading.killed
     logged = range(min(config.log.responses, Q))
     responses = [_row(questions[q], votes[q], _samples(q, texts, reading.answers, decided, length_QN, ended_QN)) for q in logged]

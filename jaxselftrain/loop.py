@@ -57,10 +57,11 @@ class Fetched:
     tokens_QNT: Any
     length_QN: Any
     ended_QN: Any
+    confidence: Any  # Confidence | None
 
     @classmethod
     def of(cls, rollouts: Rollouts) -> Fetched:
-        return cls(rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN)
+        return cls(rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN, rollouts.confidence)
 
 
 jax.tree_util.register_dataclass(Fetched)
@@ -271,6 +272,7 @@ class Loop:
             self.parts.texts(fetched.tokens_QNT, fetched.length_QN),
             fetched.length_QN,
             fetched.ended_QN,
+            {} if fetched.confidence is None else fetched.confidence.by_kind(),
             voter=self.voter,
             answer_key=self.answer_key,
             step=host.step,

@@ -6,8 +6,9 @@ estimated. What is compiled for the chosen one goes to the compilation cache and
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -28,48 +29,74 @@ from jaxselftrain.step import (
 )
 
 SHARE = 0.92  # of a device's memory that a step may take: allocators lose some to fragments
+PART = 256  # tokens of a part on CPUs: fewer, and products fall below their full rate
 HOST_SHARE = 0.5  # of this machine's memory, where devices are its CPUs and others use it too
 
 
 def fit_memory(parts: Parts, width: int, *, limit: int, say: Callable[[str], None]) -> Parts:
     """The parts with update.micro_batches and model.remat decided; `limit` is one device's memory in bytes, for all it holds.
 
-    Keeps what the config fixes. Parts are added up before activations are recomputed: recomputing costs a third more work, a
-    split next to nothing while each part still fills the devices. Raises UserError when no choice fits.
+    Keeps what the config fixes. Raises UserError when no choice fits.
     """
-    smallest: int | None = None
-    for config in choices(parts.config, rows=parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]):
-        chosen = replace(parts, config=config)
-        needed = step_bytes(chosen, width)
-        told = f"update.micro_batches = {config.update.micro_batches}, model.remat = {str(config.model.remat).lower()}"
-        if needed <= limit:
-            say(f"{told}: the step takes {needed / 2**30:.1f} of {limit / 2**30:.1f} GiB a device")
-            return chosen
-        smallest = needed if smallest is None else min(smallest, needed)
-    assert smallest is not None
+    needs: dict[tuple[int, str], float] = {}
+
+    def needed(config: Config) -> float:
+        key = config.micro_batches, config.model.remat
+        if key not in needs:
+            needs[key] = step_bytes(replace(parts, config=config), width)
+        return needs[key]
+
+    mesh = parts.mesh
+    rows, platform = mesh.shape["data"] * mesh.shape["fsdp"], mesh.devices.flat[0].platform
+    for group in choices(parts.config, rows=rows, platform=platform):
+        if needed(group[-1]) > limit:  # the smallest of them: the others need not be tried
+            continue
+        config = next(config for config in group if needed(config) <= limit)
+        told = f"update.micro_batches = {config.micro_batches}, model.remat = {config.model.remat}"
+        say(f"{told}: the step takes {needed(config) / 2**30:.1f} of {limit / 2**30:.1f} GiB a device")
+        return replace(parts, config=config)
+    smallest = min(needs.values())
+    least = "more memory than there is" if math.isinf(smallest) else f"at least {smallest / 2**30:.1f} GiB"
     raise UserError(
-        f"the training step takes at least {smallest / 2**30:.1f} GiB a device, and {limit / 2**30:.1f} GiB may be used; lower "
+        f"the training step takes {least} a device, and {limit / 2**30:.1f} GiB may be used; lower "
         "rollout.max_tokens, rollout.questions or vote.samples, or use more devices"
     )
 
 
-def choices(config: Config, *, rows: int) -> Iterator[Config]:
-    """The configs to try, fastest first: every number of parts that leaves no device of `rows` idle, without and with remat."""
+def choices(config: Config, *, rows: int, platform: str) -> list[list[Config]]:
+    """The configs to try, fastest first, in groups within which memory falls.
+
+    Splitting whole questions costs next to nothing while each part still fills the devices of `rows`; computing again what a
+    layer does between its matrices costs little, whole layers a third more work; a split of a question's samples computes its
+    prompt once for each part. On CPUs (measured on W1 and W2 of docs/performance.md) it is fastest to keep the results of
+    matrices and to have parts of at least PART tokens: arrays of all tokens leave the caches, and new memory has its price.
+    """
     micro, remat = config.update.micro_batches, config.model.remat
     questions, samples = config.rollout.questions // config.update.minibatches, config.samples_trained
     counts = [n for n in range(1, questions + 1) if questions % n == 0 and questions // n % rows == 0] or [1]
-    if rows == 1:
-        counts += [questions * n for n in range(2, samples + 1) if samples % n == 0]
-    tried = [n for n in counts if n == counts[0] or n.bit_length() > counts[counts.index(n) - 1].bit_length()]  # about doubling
-    for recompute in (False, True) if remat == "auto" else (remat,):
-        for count in tried if micro == "auto" else (micro,):
-            model = config.model.model_copy(update={"remat": recompute})
-            update = config.update.model_copy(update={"micro_batches": count})
-            yield config.model_copy(update={"model": model, "update": update})
+    whole = [n for n in counts if n == counts[0] or n.bit_length() > counts[counts.index(n) - 1].bit_length()]  # about doubling
+    split = [questions * n for n in range(2, samples + 1) if samples % n == 0 and rows == 1]
+    levels = ["none", "dots", "layers"]
+    if platform == "cpu":
+        tokens = questions * samples * config.rollout.max_tokens
+        first = [n for n in whole if n == whole[0] or tokens // n >= PART][-1]
+        whole = [n for n in whole if n >= first]
+        levels = ["dots", "layers"]
+    groups = [(level, whole) for level in (levels if remat == "auto" else [remat])]
+    if split:
+        groups.append((groups[-1][0], split))
+
+    def decided(level, count):
+        model = config.model.model_copy(update={"remat": level})
+        return config.model_copy(update={"model": model, "update": config.update.model_copy(update={"micro_batches": count})})
+
+    if micro != "auto":
+        return [[decided(level, micro)] for level, _ in groups]
+    return [[decided(level, count) for count in counts] for level, counts in groups]
 
 
-def step_bytes(parts: Parts, width: int) -> int:
-    """What one device holds at most while the training step runs, in bytes, by the compiler's own account."""
+def step_bytes(parts: Parts, width: int) -> float:
+    """What one device holds at most while the training step runs, in bytes, by the compiler's own account; inf if it refuses."""
     config, mesh = parts.config, parts.mesh
     Q, N, M, T = config.rollout.questions, config.vote.samples, config.samples_trained, config.rollout.max_tokens
     shape = jax.ShapeDtypeStruct
@@ -93,17 +120,22 @@ def step_bytes(parts: Parts, width: int) -> int:
             stop_SV=shape(parts.stop_SV.shape, parts.stop_SV.dtype),
         ),
     )
-    rollouts = jax.eval_shape(lambda: empty_rollouts(Q=Q, N=N, C=width, T=T))
+    rollouts = jax.eval_shape(lambda: empty_rollouts(Q=Q, N=N, C=width, T=T, confidence=config.measures_confidence))
     given = abstract_state(config, parts.architecture), rollouts, feedback, prompts
     at = (
         state_shardings(config, parts.architecture, mesh),
-        rollout_shardings(mesh),
+        rollout_shardings(mesh, confidence=config.measures_confidence),
         feedback_shardings(mesh),
         prompt_shardings(mesh),
     )
     placed = jax.tree.map(lambda x, to: shape(x.shape, x.dtype, sharding=to), given, at)
-    compiled = compile_step(parts.graph, config, parts.architecture, mesh).lower(*placed).compile()
-    found = compiled.memory_analysis()
+    lowered = compile_step(parts.graph, config, parts.architecture, mesh).lower(*placed)
+    try:
+        found = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return math.inf  # TPU's compiler refuses a program that does not fit
     if found is None:
         raise UserError("this backend does not tell what a program needs: set update.micro_batches and model.remat yourself")
     made = found.output_size_in_bytes - found.alias_size_in_bytes  # what is donated is written in place

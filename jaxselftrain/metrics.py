@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 METRICS: dict[str, str] = {
     "step": "Updates of the policy done; a line describes the samples of that update, and step 0 is before any.",
     # what the vote said
-    "pseudo_reward": "Mean reward over all samples (0 to 1): how far the model agrees with its own label, not how right it is.",
+    "pseudo_reward": "Mean reward over all samples (0 to 1 where it comes from votes): how far the model agrees with its "
+    "own label, not how right it is.",
     "majority_share": "Mean over questions of the share of answers that agree with the most frequent one (0 to 1).",
     "distinct_answers": "Mean number of different answers per question.",
     "no_answer_share": "Share of samples that state no answer in the configured format.",
@@ -51,6 +52,9 @@ METRICS: dict[str, str] = {
     "grad_norm": "Global norm of the gradient before it is clipped.",
     "learning_rate": "Learning rate of the update.",
     "bad_updates": "Updates skipped since the start of the run because loss or gradient was NaN or infinite.",
+    "self_certainty": "Mean KL divergence from the uniform to the next-token distribution over response tokens, in nats; only "
+    "where a reward is made of such statistics.",
+    "log_prob": "Mean log-probability of the sampled tokens, in nats; only where a reward is made of such statistics.",
     # how the responses look
     "response_length": "Mean length of a response, in tokens, the end-of-sequence token included.",
     "truncated_share": "Share of responses cut at rollout.max_tokens.",
@@ -67,7 +71,8 @@ METRICS: dict[str, str] = {
     "true_accuracy": "Share of samples whose answer equals the gold answer; only with an answer key, and never used in training.",
     "label_accuracy": "Share of questions whose majority answer equals the gold answer; a question without a majority counts as "
     "wrong; only with an answer key.",
-    "reward_accuracy": "Share of samples that are rewarded exactly when they are right; only with an answer key.",
+    "reward_accuracy": "Share of samples that are rewarded exactly when they are right; only with an answer key and "
+    "rewards of 0 or 1.",
     # held-out questions
     "heldout/avg": "avg@k on held-out questions: share of samples that are right.",
     "heldout/maj": "maj@k on held-out questions: share of questions whose majority answer is right.",
@@ -117,7 +122,7 @@ def vote_metrics(
 ) -> dict[str, float]:
     """The metrics of one step's samples: Q questions (`ids`) with N samples each.
 
-    The three accuracies are over the questions that have a gold answer, and absent when none has one. `answer_key` is
+    The accuracies are over the questions that have a gold answer, and absent when none has one. `answer_key` is
     read here to watch the run; nothing that trains sees it.
     """
     reward_QN = np.asarray(reward_QN)
@@ -139,7 +144,8 @@ def vote_metrics(
         right_QN = np.asarray([[answer_key.is_right(ids[q], key) for key in keys_QN[q]] for q in known], bool)
         metrics["true_accuracy"] = float(right_QN.mean())
         metrics["label_accuracy"] = float(np.mean([bool(answer_key.is_right(ids[q], votes[q].majority)) for q in known]))
-        metrics["reward_accuracy"] = float(np.mean((reward_QN[known] > 0.5) == right_QN))
+        if np.isin(reward_QN, (0.0, 1.0)).all():
+            metrics["reward_accuracy"] = float(np.mean((reward_QN[known] == 1.0) == right_QN))
     return metrics
 
 

@@ -7,7 +7,7 @@ come from is said in `labels`; nothing here can look one up.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -55,8 +55,9 @@ def feedback(
     keys_QN: Sequence[Sequence[str | None]],
     votes: Sequence[Vote],
     labels: Sequence[str | None],
+    confidence: Mapping[str, np.ndarray],
     *,
-    kind: str,
+    parts: Mapping[str, float],
     minimum_share: float,
     keep_fraction: float,
     choose: str,
@@ -67,12 +68,19 @@ def feedback(
 ) -> Feedback:
     """Rewards and weights of Q questions with N samples each.
 
-    | `kind` | a sample's reward |
+    | kind | a sample's reward |
     | --- | --- |
     | agreement | 1 when its answer is its question's label |
     | soft | the share of the vote that its answer has |
+    | self_certainty | mean_t KL(U || p_t) of its tokens' distributions (INTUITOR, arXiv 2505.19590) |
+    | entropy | -mean_t H(p_t) (RENT, arXiv 2505.22660) |
+    | log_prob | mean_t log p(y_t) (EM-RL, arXiv 2505.15134) |
     | format | 1 when it states an answer, whatever it is: a control |
     | random | a fair coin on (seed, step, id, sample), whatever it says: a control |
+
+    `parts` is kind -> weight: one kind as it is, or the weighted sum of several, each standardized within its question first
+    (minus its mean, over its standard deviation; arXiv 2605.22620). `confidence` has log_prob, entropy and self_certainty [Q, N]
+    where a kind asks for them.
 
     A question that nothing can be learned from, because it has no label (nobody answered, a tie that abstains), has reward 0,
     so no advantage, and is charged no KL; its tokens still count in token means, as in SRT's released code. Questions whose
@@ -82,33 +90,57 @@ def feedback(
 
     Raises ValueError for an unknown kind or choice, and when the lengths differ.
     """
-    if kind not in ("agreement", "soft", "format", "random") or choose not in ("first", "random"):
-        raise ValueError(f"kind = {kind!r} must be agreement, soft, format or random; choose = {choose!r} first or random")
+    if choose not in ("first", "random"):
+        raise ValueError(f"choose = {choose!r} must be first or random")
     Q, N = len(keys_QN), len(keys_QN[0])
     if {len(votes), len(ids), len(labels)} != {Q} or {len(keys) for keys in keys_QN} != {N} or not 0 < samples_trained <= N:
         raise ValueError(
             f"{Q} questions x {N} samples do not fit {len(votes)} votes, {len(ids)} ids, {len(labels)} labels, "
             f"{samples_trained} samples trained on"
         )
-    has_label_Q = [True] * Q
-    if kind == "random":
-        rewards = [[coin(seed=seed, step=step, question=id, sample=n) for n in range(N)] for id in ids]
-    elif kind == "format":
-        rewards = [[float(key is not None) for key in keys] for keys in keys_QN]
-    elif kind == "soft":
-        rewards = [soft(keys, ballot) for keys, ballot in zip(keys_QN, votes, strict=True)]
-        has_label_Q = [ballot.share > 0 for ballot in votes]
+    found = {kind: _rewards(kind, keys_QN, votes, labels, confidence, ids=ids, seed=seed, step=step) for kind in parts}
+    if len(parts) == 1:
+        (reward_QN,) = (reward_QN for reward_QN, _ in found.values())
     else:
-        rewards = [agreement(keys, label) for keys, label in zip(keys_QN, labels, strict=True)]
-        has_label_Q = [label is not None for label in labels]
-    is_kept_Q = kept([ballot.share for ballot in votes], minimum=minimum_share, fraction=keep_fraction)
+        reward_QN = sum((weight * standardized(found[kind][0]) for kind, weight in parts.items()), np.zeros((Q, N)))
+    says_something_Q = np.any([says_Q for _, says_Q in found.values()], 0)
+    is_kept_Q = np.asarray(kept([ballot.share for ballot in votes], minimum=minimum_share, fraction=keep_fraction))
     return Feedback(
-        reward_QN=np.asarray(rewards, np.float32),
-        weight_QN=np.repeat(np.asarray(is_kept_Q, np.float32)[:, None], N, 1),
-        kl_weight_Q=np.asarray(has_label_Q, np.float32) * np.asarray(is_kept_Q, np.float32),
+        reward_QN=reward_QN.astype(np.float32),
+        weight_QN=np.repeat(is_kept_Q.astype(np.float32)[:, None], N, 1),
+        kl_weight_Q=(says_something_Q & is_kept_Q).astype(np.float32),
         chosen_QM=np.asarray([chosen(N, samples_trained, choose=choose, seed=seed, step=step, id=id) for id in ids], np.int32),
         learn=np.asarray(True),
     )
+
+
+def _rewards(kind, keys_QN, votes, labels, confidence, *, ids, seed, step) -> tuple[np.ndarray, np.ndarray]:
+    """(rewards [Q, N], whether they say anything about a question [Q]) of one kind."""
+    all_Q = np.ones(len(keys_QN), bool)
+    match kind:
+        case "agreement":
+            rewards = [agreement(keys, label) for keys, label in zip(keys_QN, labels, strict=True)]
+            return np.asarray(rewards), np.asarray([label is not None for label in labels])
+        case "soft":
+            rewards = [soft(keys, ballot) for keys, ballot in zip(keys_QN, votes, strict=True)]
+            return np.asarray(rewards), np.asarray([ballot.share > 0 for ballot in votes])
+        case "self_certainty" | "log_prob":
+            return np.asarray(confidence[kind], float), all_Q
+        case "entropy":
+            return -np.asarray(confidence[kind], float), all_Q
+        case "format":
+            return np.asarray([[float(key is not None) for key in keys] for keys in keys_QN]), all_Q
+        case "random":
+            coins = [[coin(seed=seed, step=step, question=id, sample=n) for n in range(len(keys_QN[0]))] for id in ids]
+            return np.asarray(coins), all_Q
+    raise ValueError(f"kind = {kind!r} is no reward")
+
+
+def standardized(reward_QN: np.ndarray) -> np.ndarray:
+    """Each question's rewards with mean 0 and standard deviation 1; zeros where they are all equal."""
+    centred_QN = reward_QN - reward_QN.mean(1, keepdims=True)
+    spread_Q1 = reward_QN.std(1, keepdims=True)
+    return np.where(spread_Q1 > 1e-12, centred_QN / np.maximum(spread_Q1, 1e-12), 0.0)
 
 
 def kept(shares: Sequence[float], *, minimum: float, fraction: float) -> list[bool]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxselftrain.confidence import Confidence, no_confidence, token_confidence
 from jaxselftrain.config import Rollout
 from jaxselftrain.draw import draw
 from jaxselftrain.model.policy import Cache, Policy, ready
@@ -69,9 +70,10 @@ class Rollouts:
     ended_QN: Leaf  # bool; false: cut at T tokens
     logp_QNT: Leaf  # float32 behaviour log-probs at the temperature, before truncation; 0 after the end
     temperature_N: Leaf  # float32
+    confidence: Leaf = None  # a Confidence where the rewards ask for it
 
 
-def empty_rollouts(*, Q: int, N: int, C: int, T: int) -> Rollouts:
+def empty_rollouts(*, Q: int, N: int, C: int, T: int, confidence: bool) -> Rollouts:
     """Rollouts of the right shapes with nothing in them, for the first step."""
     return Rollouts(
         prompt_QC=jnp.zeros((Q, C), jnp.int32),
@@ -81,6 +83,7 @@ def empty_rollouts(*, Q: int, N: int, C: int, T: int) -> Rollouts:
         ended_QN=jnp.zeros((Q, N), bool),
         logp_QNT=jnp.zeros((Q, N, T), jnp.float32),
         temperature_N=jnp.ones(N, jnp.float32),
+        confidence=no_confidence(Q, N) if confidence else None,
     )
 
 
@@ -113,15 +116,18 @@ def rows_per_question(config: Rollout, mesh: Mesh, *, Q: int, N: int) -> int:
 
 
 def sample(
-    graph: nnx.GraphDef, params: dict[str, jax.Array], prompts: Prompts, *, N: int, T: int, W: int | None = None
+    graph: nnx.GraphDef, params: dict[str, jax.Array], prompts: Prompts, *, N: int, T: int, W: int, confidence: bool = False
 ) -> Rollouts:
-    """Samples N responses of at most T tokens to each prompt, W <= N of a question's at a time."""
+    """Samples N responses of at most T tokens to each prompt, W <= N of a question's at a time.
+
+    With `confidence` each token's distribution is measured as well, which is one more pass over the logits.
+    """
     Q, C = prompts.tokens_QC.shape
 
     def go(params):
-        return _sample(graph, params, prompts, N=N, T=T, W=W)
+        return _sample(graph, params, prompts, N=N, T=T, W=W, confidence=confidence)
 
-    return jax.lax.cond(prompts.wanted, go, lambda _: empty_rollouts(Q=Q, N=N, C=C, T=T), params)
+    return jax.lax.cond(prompts.wanted, go, lambda _: empty_rollouts(Q=Q, N=N, C=C, T=T, confidence=confidence), params)
 
 
 @jax.tree_util.register_dataclass
@@ -142,13 +148,14 @@ class Lanes:
     logp_QNT: jax.Array
     length_QN: jax.Array
     ended_QN: jax.Array
+    confidence: Confidence | None  # sums over the tokens drawn
 
 
-def _sample(graph, params, prompts, *, N, T, W):
+def _sample(graph, params, prompts, *, N, T, W, confidence):
     policy: Policy = ready(graph, params)
     Q = prompts.tokens_QC.shape[0]
     first_QD, prompt_cache = policy.prefill(prompts.tokens_QC, prompts.length_Q)
-    lanes = _empty_lanes(policy, Q=Q, N=N, T=T, W=W)
+    lanes = _empty_lanes(policy, Q=Q, N=N, T=T, W=W, confidence=confidence)
     # One row a question is enough for the first tokens: its samples all start from the same logits.
     lanes = _draw(policy, prompts, lanes, first_QD[:, None])
     carry = (jnp.int32(0), lanes, None)
@@ -170,6 +177,7 @@ def _sample(graph, params, prompts, *, N, T, W):
             fits, one_more, (t, lanes, policy.empty_cache(Q, W, S) if cache is None else _grown(cache, t, S))
         )
     _, lanes, _ = carry
+    mean = jax.tree.map(lambda sum_QN: sum_QN / jnp.maximum(lanes.length_QN, 1), lanes.confidence)
     return Rollouts(
         prompt_QC=prompts.tokens_QC,
         prompt_length_Q=prompts.length_Q,
@@ -178,6 +186,7 @@ def _sample(graph, params, prompts, *, N, T, W):
         ended_QN=lanes.ended_QN,
         logp_QNT=lanes.logp_QNT,
         temperature_N=prompts.sampling.temperature_N,
+        confidence=mean,
     )
 
 
@@ -187,7 +196,7 @@ def segments(T: int) -> list[int]:
     return sorted({min(max(SMALLEST_CACHE, -(-T // part // SLOTS) * SLOTS), whole) for part in (8, 4, 2, 1)})
 
 
-def _empty_lanes(policy: Policy, *, Q: int, N: int, T: int, W: int) -> Lanes:
+def _empty_lanes(policy: Policy, *, Q: int, N: int, T: int, W: int, confidence: bool) -> Lanes:
     zeros_QW = jnp.zeros((Q, W), jnp.int32)
     lanes = Lanes(
         sample_QW=jnp.broadcast_to(jnp.arange(W), (Q, W)),
@@ -199,6 +208,7 @@ def _empty_lanes(policy: Policy, *, Q: int, N: int, T: int, W: int) -> Lanes:
         logp_QNT=jnp.zeros((Q, N, T), jnp.float32),
         length_QN=jnp.zeros((Q, N), jnp.int32),
         ended_QN=jnp.zeros((Q, N), bool),
+        confidence=no_confidence(Q, N) if confidence else None,
     )
     return jax.tree.map(lambda x: constrain(x, policy.mesh, "rows"), lanes)
 
@@ -225,6 +235,12 @@ def _draw(policy: Policy, prompts: Prompts, lanes: Lanes, hidden_QWD: jax.Array)
     # idle rows write to sample N, which is outside and dropped
     put = jax.vmap(lambda x_NT, sample_W, age_W, value_W: x_NT.at[sample_W, age_W].set(value_W, mode="drop"))
     note = jax.vmap(lambda x_N, sample_W, value_W: x_N.at[sample_W].set(value_W, mode="drop"))
+    confidence = lanes.confidence
+    if confidence is not None:
+        entropy_QW, certainty_QW = token_confidence(logits_QWV, temperature_QW[:, : logits_QWV.shape[1]])
+        drawn = Confidence(logp_X.reshape(Q, W), *(jnp.broadcast_to(x, (Q, W)) for x in (entropy_QW, certainty_QW)))
+        add = jax.vmap(lambda x_N, sample_W, value_W: x_N.at[sample_W].add(value_W, mode="drop"))
+        confidence = jax.tree.map(lambda sum_QN, x_QW: add(sum_QN, sample_QW, x_QW), confidence, drawn)
     return Lanes(
         sample_QW=jnp.where(done_QW, new_QW, sample_QW),
         age_QW=jnp.where(done_QW, 0, age_QW + busy_QW),
@@ -235,6 +251,7 @@ def _draw(policy: Policy, prompts: Prompts, lanes: Lanes, hidden_QWD: jax.Array)
         logp_QNT=put(lanes.logp_QNT, sample_QW, age_QW, logp_X.reshape(Q, W)),
         length_QN=note(lanes.length_QN, sample_QW, age_QW + 1),
         ended_QN=note(lanes.ended_QN, sample_QW, ended_QW),
+        confidence=confidence,
     )
 
 

@@ -48,7 +48,12 @@ def begin(
     """
     config = parts.config
     M, N, Q = config.samples_trained, config.vote.samples, config.rollout.questions
-    shapes = dict(Q=Q, N=N, C=width, T=config.rollout.max_tokens)
+    confidence = config.measures_confidence
+
+    def empty() -> Rollouts:
+        return empty_rollouts(Q=Q, N=N, C=width, T=config.rollout.max_tokens, confidence=confidence)
+
+    rollouts_at = rollout_shardings(parts.mesh, confidence=confidence)
     nothing = Feedback(
         reward_QN=np.zeros((Q, N), np.float32),
         weight_QN=np.zeros((Q, N), np.float32),
@@ -59,11 +64,11 @@ def begin(
     reference = parts.params() if config.keeps_reference else None
     steps = checkpoints.steps()
     if not steps:
-        rollouts = jax.jit(lambda: empty_rollouts(**shapes), out_shardings=rollout_shardings(parts.mesh))()
+        rollouts = jax.jit(empty, out_shardings=rollouts_at)()
         host = Host(reference=_sums(reference), questions=_fingerprint(questions))
         return _initial_state(parts, reference), rollouts, nothing, host
-    abstract = abstract_state(config, parts.architecture), jax.eval_shape(lambda: empty_rollouts(**shapes))
-    at = state_shardings(config, parts.architecture, parts.mesh), rollout_shardings(parts.mesh)
+    abstract = abstract_state(config, parts.architecture), jax.eval_shape(empty)
+    at = state_shardings(config, parts.architecture, parts.mesh), rollouts_at
     state, rollouts = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), abstract, at)
     saved = checkpoints.restore(steps[-1], state, rollouts, nothing)
     host = Host(**saved.host)

@@ -18,6 +18,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxselftrain.confidence import Confidence
 from jaxselftrain.config import Config
 from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.optimizer import adamw, init_moments
@@ -52,7 +53,8 @@ def step(
         return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     state, metrics = jax.lax.cond(feedback.learn, update, skip, state)
-    rollouts = sample(graph, state.params, prompts, N=config.vote.samples, T=config.rollout.max_tokens, W=W)
+    N, T = config.vote.samples, config.rollout.max_tokens
+    rollouts = sample(graph, state.params, prompts, N=N, T=T, W=W, confidence=config.measures_confidence)
     return state, rollouts, metrics
 
 
@@ -65,7 +67,7 @@ def compile_step(graph: nnx.GraphDef, config: Config, architecture: Architecture
         return step(graph, transform, config, state, rollouts, feedback, prompts, W=W)
 
     state_at = state_shardings(config, architecture, mesh)
-    rollouts_at, whole = rollout_shardings(mesh), named(mesh)
+    rollouts_at, whole = rollout_shardings(mesh, confidence=config.measures_confidence), named(mesh)
     return jax.jit(
         train_step,
         donate_argnums=(0, 1),
@@ -121,9 +123,9 @@ def state_shardings(config: Config, architecture: Architecture, mesh: Mesh) -> S
     return jax.tree_util.tree_map_with_path(place, abstract_state(config, architecture))
 
 
-def rollout_shardings(mesh: Mesh) -> Rollouts:
+def rollout_shardings(mesh: Mesh, *, confidence: bool = False) -> Rollouts:
     rows = named(mesh, "rows")
-    return Rollouts(rows, rows, rows, rows, rows, rows, named(mesh))
+    return Rollouts(rows, rows, rows, rows, rows, rows, named(mesh), Confidence(rows, rows, rows) if confidence else None)
 
 
 def prompt_shardings(mesh: Mesh) -> Prompts:

@@ -75,8 +75,10 @@ def learn(
     settings = config.update
     batch = make_batch(config, rollouts, feedback)
     splits_questions = config.micro_batches > batch.prompt_length_Q.shape[0] // settings.minibatches
-    if settings.epochs * settings.minibatches > 1 or splits_questions:
+    if settings.epochs * settings.minibatches > 1 or (splits_questions and config.charges_kl_in_reward):
         batch = _score_first(graph, config, state, batch)
+    elif not config.charges_kl_in_reward:  # before a question's samples are split
+        batch = replace(batch, advantage_QM=ESTIMATORS[settings.estimator](batch.reward_QM))
     minibatches = _split(batch, settings.minibatches, 1)
 
     def optimizer_step(state, index):
@@ -166,7 +168,7 @@ def _loss(graph, config, params, reference, batch):
         reference_QMT = jax.lax.stop_gradient(score(ready(graph, reference), batch)[0])
     advantage_QM = batch.advantage_QM
     if advantage_QM is None:
-        advantage_QM = _advantage(settings, batch, old_QMT, reference_QMT)
+        advantage_QM = _advantage(config, batch, old_QMT, reference_QMT)
     A_QM1 = advantage_QM[..., None]
     ratio_QMT = jnp.exp(logp_QMT - old_QMT)
     clipped_QMT = jnp.clip(ratio_QMT, 1 - settings.clip_low, 1 + settings.clip_high)
@@ -196,10 +198,11 @@ def _loss(graph, config, params, reference, batch):
     return loss, sums
 
 
-def _advantage(settings, batch, old_QMT, reference_QMT):
+def _advantage(config, batch, old_QMT, reference_QMT):
     """Advantages of whole questions; a KL in the reward is the sum over the response, without gradient."""
+    settings = config.update
     reward_QM = batch.reward_QM
-    if settings.kl_coefficient > 0 and settings.kl_in == "reward":
+    if config.charges_kl_in_reward:
         kl_QMT = kl_estimate(old_QMT, reference_QMT, kind=settings.kl_estimator)
         kl_QM = jnp.where(batch.mask_QMT > 0, kl_QMT, 0.0).sum(-1)
         reward_QM = reward_QM - settings.kl_coefficient * batch.kl_weight_Q[:, None] * kl_QM
@@ -207,7 +210,8 @@ def _advantage(settings, batch, old_QMT, reference_QMT):
 
 
 def _score_first(graph, config, state, batch):
-    """Log-probs before any inner step, and advantages from them: for several inner steps, or questions that are split."""
+    """Log-probs before any inner step, and advantages from them: for several inner steps, or a KL in the rewards of questions
+    that are split."""
     Q = batch.prompt_length_Q.shape[0]
     micro = config.micro_batches * config.update.minibatches
     groups, pieces = min(micro, Q), max(micro // Q, 1)
@@ -219,7 +223,7 @@ def _score_first(graph, config, state, batch):
         return old_QMT, score(ready(graph, state.reference), part)[0]
 
     old_QMT, reference_QMT = _join(jax.lax.map(one, _split(batch, groups, pieces)), groups, pieces)
-    advantage_QM = _advantage(config.update, batch, old_QMT, reference_QMT)
+    advantage_QM = _advantage(config, batch, old_QMT, reference_QMT)
     return replace(batch, old_QMT=old_QMT, reference_QMT=reference_QMT, advantage_QM=advantage_QM)
 
 

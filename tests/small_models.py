@@ -141,7 +141,7 @@ def policy_logits(architecture: Architecture, params: dict[str, jax.Array], toke
 
     Goes through the training forward, with each row's first token as its prompt and the others as its response.
     """
-    graph = abstract_policy(architecture, compute_dtype="float32", remat=False)
+    graph = abstract_policy(architecture, compute_dtype="float32", remat="none")
     return _logits(graph, params, jnp.asarray(tokens_QC), jnp.asarray(length_Q))
 
 

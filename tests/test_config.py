@@ -160,14 +160,14 @@ def test_overrides_reach_every_kind_of_field(tmp_path):
         "questions.path=a=b.jsonl",
         "rollout.stop=[\"\\n\\n\", 'Q:']",
         "update.samples=null",
-        "model.remat=false",
+        "model.remat=none",
         "questions.fields.answer=reward_model.ground_truth",
     )
     assert (config.vote.samples, config.vote.ties, config.vote.workers) == (8, "abstain", 3)
     assert config.optimizer.learning_rate == 1e-5
     assert config.questions.path == "a=b.jsonl"
     assert config.rollout.stop == ("\n\n", "Q:")
-    assert config.update.samples is None and config.model.remat is False
+    assert config.update.samples is None and config.model.remat == "none"
     assert config.questions.fields.answer == "reward_model.ground_truth"
     assert loaded(tmp_path) == parse_config(MINIMAL)
 
@@ -192,7 +192,10 @@ def test_overrides_reach_every_kind_of_field(tmp_path):
         ("train.steps=0", "train.steps = 0: input should be greater"),
         ("update.micro_batches=Auto", "update.micro_batches = 'Auto': input should be a valid integer"),
         ("update.micro_batches=Auto", ", or 'auto'"),
-        ("model.remat=Auto", "model.remat = 'Auto': input should be a valid boolean"),
+        ("model.remat=Auto", "model.remat = 'Auto': input should be 'none', 'dots', 'layers' or 'auto'"),
+        ("reward.kind=sum", "reward: kind sum needs weights, such as {agreement: 1.0, self_certainty: 0.5}"),
+        ("reward.weights={soft: 1}", "reward: weights are read by kind sum alone and kind is agreement"),
+        ("reward.weights={certainty: 1}", "reward.weights.certainty"),
         ("vote=", "vote = None: must be a section"),
     ],
 )

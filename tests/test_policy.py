@@ -54,7 +54,7 @@ def test_prefill_decode_and_responses_agree_with_torch(family):
     prompt_QC = _tokens(LENGTHS, V)
     length_Q = np.asarray(LENGTHS)
     response_QNT = np.random.default_rng(1).integers(1, V, (len(LENGTHS), N, T)).astype(np.int32)
-    graph = abstract_policy(architecture, compute_dtype="float32", remat=True)
+    graph = abstract_policy(architecture, compute_dtype="float32", remat="layers")
 
     def policy(params):
         return ready(graph, params)

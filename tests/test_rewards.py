@@ -17,18 +17,19 @@ KEYS_QN = st.integers(2, 6).flatmap(
 )
 
 
-SETTINGS = {"kind": "agreement", "minimum_share": 0.0, "keep_fraction": 1.0, "choose": "first", "seed": 0, "step": 0}
+SETTINGS = {"parts": {"agreement": 1.0}, "minimum_share": 0.0, "keep_fraction": 1.0, "choose": "first", "seed": 0, "step": 0}
 
 
 def votes_of(keys_QN, *, ties="first", denominator="valid", opaque_may_win=True):
     return [vote(keys, ties=ties, denominator=denominator, opaque_may_win=opaque_may_win) for keys in keys_QN]
 
 
-def given_feedback(keys_QN, *, labels=None, ties="first", samples_trained=2, **settings):
+def given_feedback(keys_QN, *, labels=None, confidence=None, kind=None, ties="first", samples_trained=2, **settings):
     votes = votes_of(keys_QN, ties=ties)
     ids = [f"q{i}" for i in range(len(keys_QN))]
     labels = [ballot.majority for ballot in votes] if labels is None else labels
-    return feedback(keys_QN, votes, labels, samples_trained=samples_trained, ids=ids, **(SETTINGS | settings))
+    settings |= {} if kind is None else {"parts": {kind: 1.0}}
+    return feedback(keys_QN, votes, labels, confidence or {}, samples_trained=samples_trained, ids=ids, **(SETTINGS | settings))
 
 
 @given(KEYS_QN, st.sampled_from(["first", "abstain"]))
@@ -63,7 +64,7 @@ def test_labels_need_not_be_the_majority():
 def test_a_soft_reward_is_the_share_of_those_who_say_the_same(keys_QN, denominator):
     votes = votes_of(keys_QN, denominator=denominator)
     ids = [f"q{q}" for q in range(len(keys_QN))]
-    got = feedback(keys_QN, votes, [None] * len(ids), samples_trained=2, ids=ids, **(SETTINGS | {"kind": "soft"}))
+    got = feedback(keys_QN, votes, [None] * len(ids), {}, samples_trained=2, ids=ids, **(SETTINGS | {"parts": {"soft": 1.0}}))
     for q, keys in enumerate(keys_QN):
         total = len(keys) if denominator == "all" else len([key for key in keys if key is not None])
         want = [0.0 if key is None else keys.count(key) / total for key in keys]
@@ -75,7 +76,7 @@ def test_an_opaque_answer_that_may_not_win_gets_no_soft_reward():
     keys = ["o:x", "o:x", "n:1", None]
     barred, open_ = (votes_of([keys], opaque_may_win=may) for may in (False, True))
     for votes, want in ((barred, [0, 0, 1 / 3, 0]), (open_, [2 / 3, 2 / 3, 1 / 3, 0])):
-        got = feedback([keys], votes, [None], samples_trained=4, ids=["q"], **(SETTINGS | {"kind": "soft"}))
+        got = feedback([keys], votes, [None], {}, samples_trained=4, ids=["q"], **(SETTINGS | {"parts": {"soft": 1.0}}))
         np.testing.assert_allclose(got.reward_QN[0], want, rtol=1e-6)
 
 
@@ -174,16 +175,35 @@ def test_the_control_ignores_what_was_said():
 def test_lengths_must_fit():
     votes = votes_of([["n:1", "n:1"]])
     with pytest.raises(ValueError, match="do not fit"):
-        feedback([["n:1", "n:1"]] * 2, votes, ["n:1"], samples_trained=2, ids=["a", "b"], **SETTINGS)
+        feedback([["n:1", "n:1"]] * 2, votes, ["n:1"], {}, samples_trained=2, ids=["a", "b"], **SETTINGS)
     with pytest.raises(ValueError, match="do not fit"):
-        feedback([["n:1", "n:1"]], votes, ["n:1"], samples_trained=3, ids=["a"], **SETTINGS)
+        feedback([["n:1", "n:1"]], votes, ["n:1"], {}, samples_trained=3, ids=["a"], **SETTINGS)
     with pytest.raises(ValueError, match="do not fit"):
-        feedback([["n:1", "n:1"]], votes, [], samples_trained=2, ids=["a"], **SETTINGS)
-    for wrong in ({"kind": "model"}, {"choose": "last"}):
-        with pytest.raises(ValueError, match="must be"):
-            feedback([["n:1", "n:1"]], votes, ["n:1"], samples_trained=2, ids=["a"], **(SETTINGS | wrong))
+        feedback([["n:1", "n:1"]], votes, [], {}, samples_trained=2, ids=["a"], **SETTINGS)
+    for wrong in ({"parts": {"model": 1.0}}, {"choose": "last"}):
+        with pytest.raises(ValueError, match="must be|is no reward"):
+            feedback([["n:1", "n:1"]], votes, ["n:1"], {}, samples_trained=2, ids=["a"], **(SETTINGS | wrong))
 
 
 def test_agreement():
     assert agreement(["n:1", None, "n:2"], "n:1") == [1.0, 0.0, 0.0]
     assert agreement(["n:1", None], None) == [0.0, 0.0]
+
+
+def test_being_sure_is_a_reward_whatever_is_said():
+    confidence = {name: np.random.default_rng(0).random((2, 3)) for name in ("log_prob", "entropy", "self_certainty")}
+    for kind, sign in (("log_prob", 1), ("self_certainty", 1), ("entropy", -1)):
+        got = given_feedback([[None, None, None], ["n:1", "n:2", None]], confidence=confidence, kind=kind)
+        np.testing.assert_allclose(got.reward_QN, sign * confidence[kind], rtol=1e-6)
+        assert got.kl_weight_Q.tolist() == [1, 1]
+
+
+def test_a_sum_of_rewards_weighs_what_is_standardized_within_a_question():
+    keys_QN = [["n:1", "n:1", "n:2", None], ["n:1", "n:1", "n:1", "n:1"], [None] * 4]
+    certainty_QN = np.random.default_rng(1).normal(5, 3, (3, 4))
+    parts = {"agreement": 1.0, "self_certainty": 0.25}
+    got = given_feedback(keys_QN, confidence={"self_certainty": certainty_QN}, parts=parts)
+    agreeing_QN = [[1, 1, -1, -1], [0] * 4, [0] * 4]  # of mean 0 and standard deviation 1; equal rewards say nothing
+    sure_QN = np.asarray([(row - row.mean()) / row.std() for row in certainty_QN])
+    np.testing.assert_allclose(got.reward_QN, agreeing_QN + 0.25 * sure_QN, rtol=1e-5, atol=1e-6)
+    assert got.kl_weight_Q.tolist() == [1, 1, 1]  # where nobody answered, certainty still says something

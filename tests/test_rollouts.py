@@ -34,6 +34,29 @@ def test_recorded_log_probs_equal_the_training_forward(temperature):
     assert (np.asarray(got.logp_QNT)[np.asarray(mask_QNT) > 0] < 0).all()
 
 
+@pytest.mark.parametrize("W", [1, N])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_confidence_is_that_of_the_whole_distributions(temperature, W):
+    asked = prompts(temperatures=[temperature] * N)
+    got = jax.jit(partial(sample, GRAPH, N=N, T=T, W=W, confidence=True))(PARAMS, asked)
+    policy = ready(GRAPH, PARAMS)
+    logits = policy.logits(policy.responses(got.prompt_QC, got.prompt_length_Q, got.tokens_QNT)) / temperature
+    logp_QNTV = np.asarray(jax.nn.log_softmax(logits), float)
+    inside_QNT = np.arange(T) < np.asarray(got.length_QN)[..., None]
+    assert inside_QNT.sum(-1).min() < T  # some responses end early
+    chosen_QNT = np.take_along_axis(logp_QNTV, np.asarray(got.tokens_QNT)[..., None], -1)[..., 0]
+    found = {
+        "log_prob": chosen_QNT,
+        "entropy": -(np.exp(logp_QNTV) * logp_QNTV).sum(-1),
+        "self_certainty": -np.log(TINY.V) - logp_QNTV.mean(-1),  # KL(U || p)
+    }
+    for kind, value_QNT in found.items():
+        want_QN = np.where(inside_QNT, value_QNT, 0).sum(-1) / inside_QNT.sum(-1)
+        np.testing.assert_allclose(got.confidence.by_kind()[kind], want_QN, rtol=1e-4, atol=1e-5)
+    without = jax.jit(partial(sample, GRAPH, N=N, T=T, W=W))(PARAMS, asked)
+    assert without.confidence is None and equal_bits(without.tokens_QNT, got.tokens_QNT)
+
+
 def test_a_row_does_not_see_its_neighbours():
     one, other = prompts(seed=0), prompts(seed=7)
     mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[:3], b[3:]]) if a.ndim and a.shape[0] == Q else a, one, other)

@@ -39,7 +39,7 @@ def greedy(tokens, *, end, pieces):
     """(tokens [20, LENGTH], lengths) of one batch."""
     weights = open_weights(smollm2())
     params = load_params(weights, shardings=None, dtype="float32")
-    graph = abstract_policy(weights.architecture, compute_dtype="float32", remat=False)
+    graph = abstract_policy(weights.architecture, compute_dtype="float32", remat="none")
     tokens_QC, length_Q = pad(tokens, 128)
     settings = Sampling(jnp.zeros(1), jnp.float32(1), jnp.int32(0), jnp.asarray(stop_table([], list(pieces), [end])))
     slots, noise = jnp.arange(len(tokens), dtype=jnp.int32), jnp.zeros(3, jnp.uint32)

@@ -113,6 +113,20 @@ def test_gold_labels_do_change_the_run_when_they_are_asked_for(home, finished, t
 EIGHT = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")  # in this process there are eight devices
 
 
+def test_a_reward_of_the_samplers_own_statistics_is_kept_when_a_run_is_continued(home, tmp_path):
+    reward = "reward={kind: sum, weights: {agreement: 1.0, self_certainty: 0.5}}"
+    lines_of = {}
+    for name, stops in {"whole": [3], "twice": [1, 3]}.items():
+        for steps in stops:
+            config = load_config(home / "config.yaml", (reward, f"train.steps={steps}", "evaluate.questions=null", *EIGHT))
+            list(train(config, tmp_path / name, say=lambda text: None))
+        lines_of[name] = without_times(lines(tmp_path / name))
+    assert lines_of["whole"] == lines_of["twice"] and len(lines_of["whole"]) == 3
+    for line in lines_of["whole"]:
+        assert line["self_certainty"] > 0 > line["log_prob"] and abs(line["pseudo_reward"]) < 1e-6  # standardized
+        assert "reward_accuracy" not in line and line["zero_variance_share"] == 0  # no two samples are equally sure
+
+
 def config_in(home, tmp_path, *overrides):
     return load_config(home / "config.yaml", [f"train.folder={tmp_path / 'run'}", *EIGHT, *overrides])
 

@@ -26,19 +26,22 @@ def plain_scores(logits, tokens):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("spread", [0.1, 30.0], ids=["flat", "peaked"])
-def test_scores_and_their_gradients_are_those_of_the_definitions(tied, spread):
+@pytest.mark.parametrize(
+    "most", [1, 5, 13, 99]
+)  # of 13 tokens: one by one, in three parts of which the last is filled up, at once
+def test_scores_and_their_gradients_are_those_of_the_definitions(tied, spread, most):
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 5)
-        hidden, matrix = jax.random.normal(keys[0], (2, 3, 4, 8)), spread * jax.random.normal(keys[1], (8, 50))
-        tokens = jax.random.randint(keys[2], (2, 3, 4), 0, 50)
-        weight, temperature = jax.random.normal(keys[3], (2, 2, 3, 4)), jnp.asarray([[1.0, 0.5, 2.0]] * 2)
+        hidden, matrix = jax.random.normal(keys[0], (2, 13, 8)), spread * jax.random.normal(keys[1], (8, 50))
+        tokens = jax.random.randint(keys[2], (2, 13), 0, 50)
+        weight, temperature = jax.random.normal(keys[3], (2, 2, 13)), jax.random.uniform(keys[4], (2, 13), minval=0.5, maxval=2.0)
 
         def ours(hidden, matrix):
-            logp, entropy = token_scores(tied, hidden, matrix.T if tied else matrix, temperature, tokens)
+            logp, entropy = token_scores(tied, most, hidden, matrix.T if tied else matrix, temperature, tokens)
             return (weight[0] * logp + weight[1] * entropy).sum(), (logp, entropy)
 
         def plain(hidden, matrix):
-            logp, entropy = plain_scores(hidden @ matrix / temperature[..., None, None], tokens)
+            logp, entropy = plain_scores(hidden @ matrix / temperature[..., None], tokens)
             return (weight[0] * logp + weight[1] * entropy).sum(), (logp, entropy)
 
         got, want = (jax.value_and_grad(f, (0, 1), has_aux=True)(hidden, matrix) for f in (ours, plain))

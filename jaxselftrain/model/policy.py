@@ -8,7 +8,7 @@ responses for the update, their prompts again once per question).
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,11 @@ from jax.sharding import Mesh
 from jaxselftrain.model.architecture import Architecture, RopeScaling
 from jaxselftrain.model.attention import PromptKV, attention, wide_dtype, widen
 from jaxselftrain.model.kernels import Kernel, fused_attention
+from jaxselftrain.model.projection import project
 from jaxselftrain.sharding import constrain
+
+Remat = Literal["none", "dots", "layers"]  # what the backward pass computes again: nothing; all but projections; whole layers
+KEPT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "layers": None}
 
 
 class Cache(NamedTuple):
@@ -40,7 +44,7 @@ class Policy(nnx.Module):
         architecture: Architecture,
         *,
         compute_dtype: str,
-        remat: bool,
+        remat: Remat,
         mesh: Mesh | None = None,
         kernel: Kernel | None = None,
     ):
@@ -131,7 +135,7 @@ class Policy(nnx.Module):
                 x_QNTD = self._layer(w, x_QNTD, rope, lambda q, k, v: self._attend(q, k, v, mask, kept[0]))
             return (prompt_QNCD, x_QNTD), None
 
-        body = jax.checkpoint(layer) if self.remat else layer
+        body = layer if self.remat == "none" else jax.checkpoint(layer, policy=KEPT[self.remat])
         start = (self._embed(tokens_QC[:, None]), self._embed(tokens_QNT[:, :, :-1]))
         (prompt_QNCD, x_QNTD), _ = jax.lax.scan(body, start, self._layers())
         first_QD = _last(prompt_QNCD[:, 0], length_Q)
@@ -175,9 +179,9 @@ class Policy(nnx.Module):
         out_QNTHK = out_QGNRTK.transpose(0, 2, 4, 1, 3, 5).reshape(q_QNTHK.shape)
         x_QNTD = x_QNTD + jnp.einsum("QNTHK,HKD->QNTD", out_QNTHK, w["w_o_LHKD"])
         h_QNTD = self._norm(x_QNTD, w["mlp_norm_LD"])
-        gate_QNTF = jax.nn.silu(jnp.einsum("QNTD,DF->QNTF", h_QNTD, w["w_gate_LDF"]))
-        up_QNTF = jnp.einsum("QNTD,DF->QNTF", h_QNTD, w["w_up_LDF"])
-        return x_QNTD + jnp.einsum("QNTF,FD->QNTD", gate_QNTF * up_QNTF, w["w_down_LFD"])
+        gate_QNTF = jax.nn.silu(project("QNTD,DF->QNTF", h_QNTD, w["w_gate_LDF"]))
+        up_QNTF = project("QNTD,DF->QNTF", h_QNTD, w["w_up_LDF"])
+        return x_QNTD + project("QNTF,FD->QNTD", gate_QNTF * up_QNTF, w["w_down_LFD"])
 
     def _attend(self, q_QGNRTK, k_QGNTK, v_QGNTK, causal_TT, prompt):
         """Attention of whole sequences; decoding, one query a row, has no use for kernels made for many."""
@@ -214,7 +218,7 @@ def ready(graph: nnx.GraphDef, params: dict[str, jax.Array]) -> Policy:
 
 
 def abstract_policy(
-    architecture: Architecture, *, compute_dtype: str, remat: bool, mesh: Mesh | None = None, kernel: Kernel | None = None
+    architecture: Architecture, *, compute_dtype: str, remat: Remat, mesh: Mesh | None = None, kernel: Kernel | None = None
 ) -> nnx.GraphDef:
     """The policy's graph definition, without memory for its weights: `nnx.merge` it with a dict of parameters, or use `ready`."""
     make = partial(Policy, architecture, compute_dtype=compute_dtype, remat=remat, mesh=mesh, kernel=kernel)

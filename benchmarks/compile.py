@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from tables import show
 
 from jaxselftrain.assembly import TRAINING, open_parts
-from jaxselftrain.config import Config, load_config
+from jaxselftrain.config import Config, load_config, override_config
 from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.model.policy import abstract_policy
 from jaxselftrain.prompts import prompt_width
@@ -37,6 +37,8 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # the environment may name one
     depths = [int(part) for part in given.layers.split(",")]
     config = load_config(given.config, given.set)
+    if not config.is_decided:  # what is fitted to a memory compiles no slower
+        config = override_config(config, ["model.remat=layers", "update.micro_batches=1"])
     parts = open_parts(config, cache=None)
     training = parts.encode(load_questions(config.questions), config.questions.too_long)
     settings = config.rollout

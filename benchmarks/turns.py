@@ -27,7 +27,7 @@ QUIET = 0.1  # cores that others may use beside a repetition; with more, its tim
 
 @dataclass(frozen=True)
 class Side:
-    """One program to measure: its name, the interpreter and script that run it, its settings (ours alone has some)."""
+    """One program to measure: its name, the interpreter and script that run it, its own settings."""
 
     name: str
     python: str

@@ -37,12 +37,12 @@ def comparison(given: Sequence[Path]) -> Table:
         raise UserError(f"compare run folders or evaluations, not both: {files[0]} is a file")
     if len(files) == 1:
         raise UserError(f"{files[0]} is one evaluation: name another to compare it with")
-    pairs = {str(file): (files[0], file) for file in files[1:]} or {str(run): _ends(run) for run in given}
+    pairs = [(str(file), files[0], file) for file in files[1:]] or [(str(run), *_ends(run)) for run in given]
     columns = ("evaluation", "measure", str(files[0]), "its own", "change", "p") if files else COLUMNS
     table = Table(caption=CAPTION)
     for name in columns:
         table.add_column(escape(name), justify="left" if name in ("run", "evaluation", "measure") else "right")
-    for label, (first, last) in pairs.items():
+    for label, first, last in pairs:
         _add(table, label, first, last)
     return table
 

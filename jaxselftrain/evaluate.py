@@ -20,6 +20,7 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from jaxselftrain.answer_key import AnswerKey, load_answer_key
+from jaxselftrain.asking import Asker
 from jaxselftrain.assembly import EVALUATION, Parts, open_parts
 from jaxselftrain.checkpoints import checkpoint_params
 from jaxselftrain.config import Config, Mesh, load_config, override_config, parse_config
@@ -30,11 +31,9 @@ from jaxselftrain.plots import plot_thresholds
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits
-from jaxselftrain.rollouts import rows_per_question
 from jaxselftrain.run_folder import CONFIG, EVALUATIONS, make_folder, read_config, replace_text
 from jaxselftrain.sharding import check_mesh
 from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, Threshold, intervals, render, scores, thresholds
-from jaxselftrain.step import compile_sample
 from jaxselftrain.voter import Voter
 
 BOXED = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -88,31 +87,18 @@ class Evaluator:
         self.parts, self.questions, self.answer_key, self.voter, self.width = parts, questions, answer_key, voter, width
         settings = parts.config.evaluate
         temperatures = [settings.temperature] * settings.samples + [0.0] * settings.greedy
-        self.sampling = parts.sampling(temperatures=temperatures, top_p=settings.top_p, top_k=0)
-        self.sample = compile_sample(
-            parts.graph,
-            parts.architecture,
-            parts.mesh,
-            N=len(temperatures),
-            T=parts.config.rollout.max_tokens,
-            W=rows_per_question(parts.config.rollout, parts.mesh, Q=settings.batch, N=len(temperatures)),
-        )
+        self.asker = Asker(parts, width, temperatures=temperatures, top_p=settings.top_p, top_k=0, stream=EVALUATION)
 
     def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], object] = lambda done: None) -> Evaluation:
         """Samples every question; `tick` hears how many are done so far. The noise is the same at every call."""
-        settings, total = self.parts.config.evaluate, len(self.questions.tokens)
         texts: list[str] = []
         ended: list[np.ndarray] = []
-        for number, start in enumerate(range(0, total, settings.batch)):
-            tokens = self.questions.tokens[start : start + settings.batch]
-            real = len(tokens)
-            tokens = tokens + [tokens[0]] * (settings.batch - real)  # the last batch is filled up to the program's shape
-            prompts = self.parts.prompts(tokens, self.width, stream=EVALUATION, draw=number, sampling=self.sampling)
-            rollouts = self.sample(params, prompts)
-            tokens_QNT, length_QN, ended_QN = jax.device_get((rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN))
-            texts += self.parts.texts(tokens_QNT[:real], length_QN[:real])
-            ended.append(ended_QN[:real])
-            tick(start + real)
+        done = 0
+        for responses in self.asker.ask(params, self.questions.tokens):
+            texts += responses.texts
+            ended.append(responses.ended_QN)
+            done += len(responses.ended_QN)
+            tick(done)
         return self._judge(texts, np.concatenate(ended))
 
     def _judge(self, texts: list[str], ended_QN: np.ndarray) -> Evaluation:

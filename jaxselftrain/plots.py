@@ -95,7 +95,7 @@ def plot_thresholds(curves: Mapping[str, Sequence[Threshold]], out: Path, *, tit
                 look: dict = {"color": colour, "label": says, "linewidth": 2.2, "marker": "o", "markersize": 4, "zorder": 3}
                 if number:
                     grey = GREYS[(number - 1) % len(GREYS)]
-                    look = {"color": grey, "label": f"{label}: {says.split(' (')[0]}", "linewidth": 1.4, "dashes": dashes}
+                    look = {"color": grey, "label": f"{_short(label)}: {says.split(' (')[0]}", "linewidth": 1.4, "dashes": dashes}
                 # what holds at a share holds for all thresholds down to the next smaller share
                 axis.plot(shares, values, drawstyle="steps-pre", **look)
         axis.set_xlim(0, 1.02)
@@ -103,6 +103,11 @@ def plot_thresholds(curves: Mapping[str, Sequence[Threshold]], out: Path, *, tit
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
         _save(figure, out)
     return Path(out)
+
+
+def _short(label: str) -> str:
+    """The end of a name, which tells paths apart; a legend of longer ones leaves no room for the curves."""
+    return label if len(label) <= 32 else "…" + label[-31:]
 
 
 def _save(figure, out: Path) -> None:

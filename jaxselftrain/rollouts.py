@@ -158,25 +158,38 @@ def _sample(graph, params, prompts, *, N, T, W, confidence):
     lanes = _empty_lanes(policy, Q=Q, N=N, T=T, W=W, confidence=confidence)
     # One row a question is enough for the first tokens: its samples all start from the same logits.
     lanes = _draw(policy, prompts, lanes, first_QD[:, None])
-    carry = (jnp.int32(0), lanes, None)
-    for S in segments(T):
 
-        def fits(carry, S=S):
-            _, lanes, _ = carry
-            busy_QW = lanes.sample_QW < N
-            return busy_QW.any() & (jnp.where(busy_QW, lanes.age_QW, 0).max() <= S)
+    def busy(lanes):
+        return (lanes.sample_QW < N).any()
 
-        def one_more(carry):
-            t, lanes, cache = carry
-            hidden_QWD, cache = policy.decode(lanes.token_QW, lanes.age_QW, t, cache, prompt_cache, prompts.length_Q)
-            hidden_QWD = jnp.where((lanes.age_QW == 0)[..., None], first_QD[:, None], hidden_QWD)
-            return t + 1, _draw(policy, prompts, lanes, hidden_QWD), cache
-
+    def one_more(carry):
         t, lanes, cache = carry
-        carry = jax.lax.while_loop(
-            fits, one_more, (t, lanes, policy.empty_cache(Q, W, S) if cache is None else _grown(cache, t, S))
+        hidden_QWD, cache = policy.decode(lanes.token_QW, lanes.age_QW, t, cache, prompt_cache, prompts.length_Q)
+        hidden_QWD = jnp.where((lanes.age_QW == 0)[..., None], first_QD[:, None], hidden_QWD)
+        return t + 1, _draw(policy, prompts, lanes, hidden_QWD), cache
+
+    def go_on(t, lanes, cache, sizes):
+        """With caches of sizes[0] slots until a row needs more; larger ones are made only if there is such a row."""
+
+        def fits(carry):
+            _, lanes, _ = carry
+            oldest = jnp.where(lanes.sample_QW < N, lanes.age_QW, 0).max()
+            return busy(lanes) & (oldest <= sizes[0])
+
+        t, lanes, cache = jax.lax.while_loop(fits, one_more, (t, lanes, cache))
+        if len(sizes) == 1:
+            return lanes
+        return jax.lax.cond(
+            busy(lanes),
+            lambda t, lanes, cache: go_on(t, lanes, _grown(cache, t, sizes[1]), sizes[1:]),
+            lambda t, lanes, cache: lanes,
+            t,
+            lanes,
+            cache,
         )
-    _, lanes, _ = carry
+
+    sizes = segments(T)
+    lanes = go_on(jnp.int32(0), lanes, policy.empty_cache(Q, W, sizes[0]), sizes)
     mean = jax.tree.map(lambda sum_QN: sum_QN / jnp.maximum(lanes.length_QN, 1), lanes.confidence)
     return Rollouts(
         prompt_QC=prompts.tokens_QC,

@@ -130,10 +130,13 @@ def test_one_batch_holds_greedy_and_sampled_rows_and_settings_do_not_recompile()
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("W", [1, 2, 3])
-def test_fewer_rows_that_take_turns_give_the_same_responses(W):
-    """Samples of unequal lengths, some cut at T: each row goes through several of them, in caches that grow."""
-    asked = prompts(temperatures=[1.0] * 9, end_ids=range(40, 45))
+ENDINGS = {"tokens": {"end_ids": range(40, 45)}, "strings": {"end_ids": (), "stop": ("0?", "@@1", "J", "K2", "ab")}}
+
+
+@pytest.mark.parametrize(("W", "ending"), [(1, "tokens"), (2, "strings"), (3, "tokens")])
+def test_fewer_rows_that_take_turns_give_the_same_responses(W, ending):
+    """Samples of unequal lengths, some cut at T, one of them greedy: each row goes through several, in caches that grow."""
+    asked = prompts(temperatures=[1.0] * 8 + [0.0], **ENDINGS[ending])
     with jax.default_matmul_precision("highest"):
         together = jax.jit(partial(sample, GRAPH, N=9, T=70, W=9))(PARAMS, asked)
         in_turn = jax.jit(partial(sample, GRAPH, N=9, T=70, W=W))(PARAMS, asked)

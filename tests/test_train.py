@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from runs import command, final_weights, lines, make_home, start, wait_for_step, without_times, write_questions
 
-from jaxselftrain import evaluate, loop
+from jaxselftrain import asking, loop
 from jaxselftrain.config import load_config, override_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.train import train
@@ -141,10 +141,10 @@ def guarded(config, folder):
 
 def test_only_explicit_transfers_and_two_programs(home, finished, tmp_path, monkeypatch):
     fetches, programs = [], []
-    real_get, real_step, real_sample = jax.device_get, loop.compile_step, evaluate.compile_sample
+    real_get, real_step, real_sample = jax.device_get, loop.compile_step, asking.compile_sample
     monkeypatch.setattr(jax, "device_get", lambda x: fetches.append(1) or real_get(x))
     monkeypatch.setattr(loop, "compile_step", lambda *a, **k: programs.append(real_step(*a, **k)) or programs[-1])
-    monkeypatch.setattr(evaluate, "compile_sample", lambda *a, **k: programs.append(real_sample(*a, **k)) or programs[-1])
+    monkeypatch.setattr(asking, "compile_sample", lambda *a, **k: programs.append(real_sample(*a, **k)) or programs[-1])
     schedule = ("optimizer.schedule=cosine", "optimizer.warmup_steps=2")  # nothing of it is computed on the host
     assert guarded(config_in(home, tmp_path, "evaluate.every=2", *schedule), tmp_path / "run") == list(range(7))
     rates = [line["learning_rate"] for line in lines(tmp_path / "run")[1:]]

@@ -1,5 +1,7 @@
 """The update: its gradient against the written-out objective, micro-batches, inner steps, storage and bad numbers."""
 
+import math
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -7,8 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import TINY, N, Q, T, equal_bits, graph, mesh_of, params, rollouts, state, tiny_config, votes
 
+from jaxselftrain import scoring
 from jaxselftrain.advantages import ESTIMATORS
 from jaxselftrain.model.policy import ready
 from jaxselftrain.scoring import score, token_scores
@@ -26,10 +31,9 @@ def plain_scores(logits, tokens):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("spread", [0.1, 30.0], ids=["flat", "peaked"])
-@pytest.mark.parametrize(
-    "most", [1, 5, 13, 99]
-)  # of 13 tokens: one by one, in three parts of which the last is filled up, at once
+@pytest.mark.parametrize("most", [1, 5, 99])
 def test_scores_and_their_gradients_are_those_of_the_definitions(tied, spread, most):
+    """13 tokens one by one, in three parts of which the last is filled up, and at once."""
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), 5)
         hidden, matrix = jax.random.normal(keys[0], (2, 13, 8)), spread * jax.random.normal(keys[1], (8, 50))
@@ -47,6 +51,29 @@ def test_scores_and_their_gradients_are_those_of_the_definitions(tied, spread, m
         got, want = (jax.value_and_grad(f, (0, 1), has_aux=True)(hidden, matrix) for f in (ours, plain))
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * float(jnp.abs(b).max()))
+
+
+def test_the_logits_of_all_tokens_never_exist_at_once(monkeypatch):
+    config, mesh = tiny_config(), mesh_of(tiny_config())
+    inputs = state(config, mesh), rollouts(), votes()
+
+    def entries():
+        run = jax.jit(partial(learn, graph(mesh), make_transform(config), config))
+        text = run.lower(*inputs).compile().as_text()
+        return {math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)}
+
+    whole = Q * N * T * TINY.V
+    assert whole in entries()  # they are few enough
+    monkeypatch.setattr(scoring, "LOGIT_BYTES", 4 * Q * TINY.V * 7)  # seven tokens of a question
+    assert whole not in entries()
+    parts, size = scoring.chunks(N * T, most=7)
+    assert (parts, size) == (6, 7) and Q * size * TINY.V in entries()
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**6))
+def test_chunks_hold_everything_and_are_as_equal_as_can_be(count, most):
+    parts, size = scoring.chunks(count, most=most)
+    assert size <= max(most, 1) and parts * size - parts < count <= parts * size
 
 
 def plain_gradient(config, weights, old_weights, reference, got, decided, *, dtype="float32"):

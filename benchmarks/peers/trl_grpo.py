@@ -55,7 +55,7 @@ with tempfile.TemporaryDirectory() as folder:
         generation_kwargs={"min_new_tokens": T},  # full length: no end token is drawn before
         bf16=False,  # the model is in the dtype that is measured; no autocast on top
         fp16=False,
-        gradient_checkpointing=False,  # TRL's default is slower and smaller
+        gradient_checkpointing="gradient_checkpointing" in job["settings"],  # TRL's default is on: slower and smaller
     )
     data = datasets.Dataset.from_dict({"prompt": job["texts"]})
     trainer = GRPOTrainer(

@@ -156,6 +156,7 @@ class Run:
             {},
             voter=self.voter,
             answer_key=AnswerKey({}),
+            teacher={},
             step=self.done,
         )
         self.feedback = verdict.feedback

@@ -126,6 +126,31 @@ def evaluate(
     )
 
 
+@app.command(
+    epilog="Examples: `jaxselftrain label HuggingFaceTB/SmolLM2-135M-Instruct questions.jsonl labels.jsonl --samples 64`, "
+    "`jaxselftrain label runs/quickstart configs/quickstart.yaml labels.jsonl`"
+)
+def label(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="MODEL_OR_RUN", help="Run folder, Hugging Face folder, hub id, .gguf file or package:// path."),
+    ],
+    questions: Annotated[
+        Path, typer.Argument(metavar="QUESTIONS", help="JSONL or Parquet file, or a YAML config whose questions are meant.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="JSONL file for the labels; a half-finished one is gone on with.")],
+    overrides: Overrides = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="Votes per question; without it, the config's vote.samples.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file that says how to prompt and where the answer stands; a run folder has its own.")
+    ] = None,
+) -> None:
+    """Vote on questions once and keep the labels: with all answers, their histogram and the majority share."""
+    from jaxselftrain.label_file import run_label
+
+    run_label(target=target, questions=questions, out=out, samples=samples, overrides=tuple(overrides or ()), config_path=config)
+
+
 @app.command(epilog="Example: `jaxselftrain export runs/quickstart my-model --step 40`")
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
@@ -216,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def console() -> int:
     """`main` as the command jaxselftrain: in a process of its own, which may be started again with other settings."""
-    if sys.argv[1:2] in (["train"], ["evaluate"]):
+    if sys.argv[1:2] in (["train"], ["evaluate"], ["label"]):
         restart_with_huge_pages()
     return main()
 

@@ -105,6 +105,13 @@ class Questions(Section):
     count: int | None = Field(
         None, ge=1, description="take at most this many; for reasoning_gym: how many distinct ones to generate"
     )
+    easiest: Real = Field(
+        1.0, gt=0, le=1, description="train on this part of the questions, those whose votes in questions.labels agree most"
+    )
+    easiest_by: Literal["share", "pass_rate"] = Field(
+        "share", description="how easy a question is: its majority share, or the share of right votes (needs gold answers)"
+    )
+    labels: str | None = Field(None, description="labels made by jaxselftrain label, for easiest below 1")
     too_long: Literal["drop", "error"] = Field("drop", description="what to do with a prompt longer than prompt.max_tokens")
 
     @model_validator(mode="after")
@@ -116,6 +123,8 @@ class Questions(Section):
                 raise ValueError("source reasoning_gym needs count: how many questions to generate")
         elif self.path is None:
             raise ValueError(f"source {self.source} needs path")
+        if (self.easiest < 1) != (self.labels is not None):
+            raise ValueError("labels goes with easiest below 1, and only with it: make the file with jaxselftrain label")
         return self
 
 
@@ -198,12 +207,20 @@ class Vote(Section):
 
 
 class Label(Section):
-    source: Literal["vote", "gold", "mixed", "incorrect"] = Field(
+    source: Literal["vote", "teacher", "gold", "mixed", "incorrect"] = Field(
         "vote",
-        description="a question's label: the samples' majority answer; the gold answer (labelled baseline); mixed: gold "
-        "where there is any, else the majority; incorrect: the most frequent answer that is not the gold one (control)",
+        description="a question's label: the samples' majority answer; a frozen teacher's (label.file); the gold answer "
+        "(labelled baseline); mixed: gold where there is any, else the majority; incorrect: the most frequent answer that is not "
+        "the gold one (control)",
     )
+    file: str | None = Field(None, description="labels made by jaxselftrain label, for source teacher")
     noise: Real = Field(0.0, ge=0, le=1, description="share of questions whose label is their most frequent other answer instead")
+
+    @model_validator(mode="after")
+    def _file(self):
+        if (self.source == "teacher") != (self.file is not None):
+            raise ValueError("file goes with source teacher, and only with it: make one with jaxselftrain label")
+        return self
 
 
 RewardKind = Literal["agreement", "soft", "self_certainty", "entropy", "log_prob", "format", "random"]

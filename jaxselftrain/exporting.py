@@ -15,6 +15,7 @@ from jaxselftrain.run_folder import read_config
 REWARDED_BY = {  # Config.reward_name -> what a model card says
     "vote": "its own majority votes",
     "soft vote": "the shares of its own votes",
+    "teacher": "the votes of a frozen teacher",
     "gold": "gold answers",
     "mixed": "gold answers where there were any, and its own majority votes",
     "incorrect": "incorrect answers, as a control",

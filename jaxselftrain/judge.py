@@ -41,12 +41,13 @@ def judge(
     *,
     voter: Voter,
     answer_key: AnswerKey,
+    teacher: Mapping[str, str | None],
     step: int,
 ) -> Verdict:
     """Reads the answers, votes, and decides what the next update learns; `texts` are question-major, Q * N of them.
 
-    `confidence` has the sampler's statistics where the rewards ask for them. The answer key is watched by metrics, and reaches
-    a label only where `label.source` asks for gold answers.
+    `confidence` has the sampler's statistics where the rewards ask for them, `teacher` the key of each question's label where
+    labels come from one. The answer key is watched by metrics, and reaches a label only where `label.source` asks for gold.
     """
     started = time.perf_counter()
     Q, N = length_QN.shape
@@ -55,8 +56,10 @@ def judge(
     keys = [list(reading.keys[q * N : (q + 1) * N]) for q in range(Q)]
     count = partial(vote, ties=config.vote.ties, denominator=config.vote.denominator, opaque_may_win=config.vote.opaque_may_win)
     votes = [count(k) for k in keys]
-    golds = _gold(answer_key, ids) if config.label.source in NEED_GOLD else None
-    labels = choose_labels(config.label.source, votes, golds, noise=config.label.noise, ids=ids, seed=config.train.seed)
+    known = _gold(answer_key, ids) if config.label.source in NEED_GOLD else None
+    if config.label.source == "teacher":
+        known = [teacher[id] for id in ids]
+    labels = choose_labels(config.label.source, votes, known, noise=config.label.noise, ids=ids, seed=config.train.seed)
     decided = feedback(
         keys,
         votes,

@@ -25,6 +25,7 @@ from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.evaluate import Evaluator, cut_back_evaluations
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.judge import judge
+from jaxselftrain.label_file import easiest, teacher_keys
 from jaxselftrain.labels import NEED_GOLD
 from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.metrics import MetricsLog
@@ -95,6 +96,9 @@ class Loop:
                 f"label.source = {config.label.source} needs answers: questions.fields.answer names no field that holds one"
             )
         training, held_out = self._load_questions()  # first, because a mistake in a file is found sooner than a model is read
+        self.teacher: dict[str, str | None] = {}
+        if config.label.file is not None:
+            self.teacher = teacher_keys(Path(config.label.file), [question.id for question in training])
         self.parts = open_parts(config, cache=folder.parent / ".compilation_cache")
         self.encoded = self._encode(training, config.questions)
         asked = self._encode(held_out, config.evaluate.questions) if config.evaluate.questions else None
@@ -166,13 +170,12 @@ class Loop:
             last = time.perf_counter()
             if learn or host.step == 0:
                 line |= self._evaluate(host, state)
+                last += line.get("heldout/seconds", 0.0)  # evaluation is no part of a step's time
                 host.seconds = self.seconds_before + time.monotonic() - self.began
                 self._write(host, line)
             ballots: list[Vote] = []
             if wanted:
-                evaluated = time.perf_counter() - last
                 votes, ballots = self._vote(host, sampled, fetched)
-                last += evaluated  # evaluation is no part of a step's time
             resampled = not learn and host.step > 0  # a finished run goes on: nothing new has happened yet
             host.sampled = wanted
             self._stop_if_bad(host)
@@ -197,6 +200,12 @@ class Loop:
             training, removed = without_overlap(training, held_out)
             if removed:
                 self.say(f"{removed} training questions are held out for evaluation, and were removed")
+        settings = self.config.questions
+        if settings.labels is not None:
+            ids = [question.id for question in training]
+            kept = easiest(Path(settings.labels), ids, part=settings.easiest, by=settings.easiest_by)
+            self.say(f"the easiest {len(kept)} of {len(training)} training questions are kept, by {settings.easiest_by}")
+            training = [training[i] for i in kept]
         if not training:
             raise UserError("no training question is left: every one is also in evaluate.questions")
         return training, held_out
@@ -275,6 +284,7 @@ class Loop:
             {} if fetched.confidence is None else fetched.confidence.by_kind(),
             voter=self.voter,
             answer_key=self.answer_key,
+            teacher=self.teacher,
             step=host.step,
         )
         filled = float(np.mean([len(self.encoded.tokens[i]) for i in indices])) / self.width

@@ -1,7 +1,7 @@
 """Takes weights and held-out questions, gives avg@k, maj@k, pass@k and greedy accuracy with bootstrap intervals.
 
-Besides metrics, the only reader of gold answers. One sampling program draws k samples and one greedy response to each
-question: the greedy one is simply a sample at temperature 0.
+Besides metrics, and labelling, which notes how often votes were right, the only reader of gold answers. One program draws
+k samples and one greedy response to each question: the greedy one is simply a sample at temperature 0.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from jaxselftrain.errors import UserError
 from jaxselftrain.questions import load_questions
 
 PACKAGE = Path(jaxselftrain.__file__).parent
-MAY_READ_GOLD = {"answer_key", "metrics", "evaluate", "judge", "loop"}
+MAY_READ_GOLD = {"label_file", "answer_key", "metrics", "evaluate", "judge", "loop"}
 WITHOUT_JAX = ["answers", "votes", "voter", "voter_worker", "rewards", "questions", "sources", "answer_key", "config", "errors"]
 
 

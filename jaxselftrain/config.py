@@ -248,8 +248,8 @@ class Reward(Section):
 
     @model_validator(mode="after")
     def _weighted(self):
-        if self.kind == "sum" and not any(self.weights.values()):
-            raise ValueError("kind sum needs weights, such as {agreement: 1.0, self_certainty: 0.5}")
+        if self.kind == "sum" and sum(weight != 0 for weight in self.weights.values()) < 2:
+            raise ValueError("kind sum needs weights of two kinds or more, such as {agreement: 1.0, self_certainty: 0.5}")
         if self.kind != "sum" and self.weights:
             raise ValueError(f"weights are read by kind sum alone and kind is {self.kind}; remove them or set kind=sum")
         return self

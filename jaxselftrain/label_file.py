@@ -9,11 +9,13 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
@@ -23,7 +25,7 @@ from jaxselftrain.asking import Asker
 from jaxselftrain.assembly import LABELS, Parts, open_parts
 from jaxselftrain.checkpoints import checkpoint_params
 from jaxselftrain.config import Config, Mesh, changed_fields, load_config, override_config, parse_config, to_yaml
-from jaxselftrain.errors import UserError
+from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.evaluate import BOXED
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
@@ -34,6 +36,7 @@ from jaxselftrain.sources import read_jsonl
 from jaxselftrain.voter import Voter
 from jaxselftrain.votes import vote
 
+NEEDED = ("id", "key", "share")  # what a line cannot be read without
 SHARES = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.01))  # rows of the summary
 
 
@@ -48,6 +51,30 @@ def run_label(
     config = _label_config(target, run, questions, samples, overrides, config_path)
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise UserError(f"{out} cannot be written: name a file in a folder that exists")
+    with _alone(out):
+        try:
+            _label(target, run, config, out)
+        except KeyboardInterrupt:
+            raise Resumable(f"stopped; the labels so far are in {out}, and the same command goes on") from None
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    lock = FileLock(out.with_name(f"{out.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process is writing {out}; stop it or name another file") from None
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _label(target: str, run: Path | None, config: Config, out: Path) -> None:
     settings = out.with_name(f"{out.name}.config.yaml")
     if out.exists() and not settings.is_file():
         raise UserError(f"{out} is there already and was not made by jaxselftrain label; name another file")
@@ -198,7 +225,7 @@ def finished(out: Path, ids: list[str], *, batch: int) -> list[dict[str, Any]]:
         if row is None:  # torn by a kill
             break
         rows.append(row)
-    if [row.get("id") if isinstance(row, dict) else None for row in rows] != ids[: len(rows)]:
+    if [row["id"] if isinstance(row, dict) and {*NEEDED} <= row.keys() else None for row in rows] != ids[: len(rows)]:
         raise UserError(f"{out} holds something else than labels of these questions in their order; name another file")
     return rows if len(rows) == len(ids) else rows[: len(rows) // batch * batch]
 
@@ -207,7 +234,7 @@ def read_labels(file: Path) -> dict[str, dict[str, Any]]:
     """Question id -> its line. Raises UserError with file and line."""
     found: dict[str, dict[str, Any]] = {}
     for where, row in read_jsonl(file):
-        missing = next((name for name in ("id", "key", "share") if name not in row), None)
+        missing = next((name for name in NEEDED if name not in row), None)
         if missing is not None:
             raise UserError(f"{where}: there is no field {missing}; make the file with jaxselftrain label")
         if not (row["key"] is None or isinstance(row["key"], str)) or not isinstance(row["share"], int | float):

@@ -135,7 +135,9 @@ class Loop:
 
     def run(self, interrupts: Interrupts) -> Iterator[Report]:
         questions = self.encoded.questions
-        state, rollouts, votes, host = begin(self.parts, self.checkpoints, questions, width=self.width, say=self.say)
+        state, rollouts, votes, host = begin(
+            self.parts, self.checkpoints, questions, self.teacher, width=self.width, say=self.say
+        )
         resumed = bool(self.checkpoints.steps())
         if not resumed and (self.folder / SUMMARY).is_file():
             raise UserError(

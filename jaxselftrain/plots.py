@@ -132,7 +132,7 @@ def _draw(axis, names: Mapping[str, tuple[str, str]], run: list[dict[str, float]
         if other is not None:
             look = {
                 "color": other[1],
-                "label": f"{other[0]}: {label.split(' (')[0]}",
+                "label": f"{_short(other[0])}: {label.split(' (')[0]}",
                 "linewidth": 1.4,
                 "dashes": dashes,
                 "zorder": 2,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -40,11 +40,18 @@ class Host:
 
 
 def begin(
-    parts: Parts, checkpoints: Checkpoints, questions: Sequence[Question], *, width: int, say: Callable[[str], None]
+    parts: Parts,
+    checkpoints: Checkpoints,
+    questions: Sequence[Question],
+    teacher: Mapping[str, str | None],
+    *,
+    width: int,
+    say: Callable[[str], None],
 ) -> tuple[State, Rollouts, Feedback, Host]:
     """The newest checkpoint's state, rollouts, feedback and counters; without one, the initial policy's and empty ones.
 
-    Raises UserError when the questions or the reference weights are no longer those that the run started from.
+    Raises UserError when the questions, a teacher's labels of them (by id) or the reference weights are no longer those that the
+    run started from.
     """
     config = parts.config
     M, N, Q = config.samples_trained, config.vote.samples, config.rollout.questions
@@ -65,7 +72,7 @@ def begin(
     steps = checkpoints.steps()
     if not steps:
         rollouts = jax.jit(empty, out_shardings=rollouts_at)()
-        host = Host(reference=_sums(reference), questions=_fingerprint(questions))
+        host = Host(reference=_sums(reference), questions=_fingerprint(questions, teacher))
         return _initial_state(parts, reference), rollouts, nothing, host
     abstract = abstract_state(config, parts.architecture), jax.eval_shape(empty)
     at = state_shardings(config, parts.architecture, parts.mesh), rollouts_at
@@ -74,10 +81,10 @@ def begin(
     host = Host(**saved.host)
     say(f"resuming after step {host.step}")
     _check_reference(host, reference, config.model.path)
-    if host.questions != _fingerprint(questions):
+    if host.questions != _fingerprint(questions, teacher):
         raise UserError(
-            f"the training questions are not those that {checkpoints.folder.parent} started from (their source has changed); "
-            "put the old ones back, or choose another train.folder"
+            f"the training questions, or their labels in label.file, are not those that {checkpoints.folder.parent} started from "
+            "(a file has changed); put the old ones back, or choose another train.folder"
         )
     return replace(saved.state, reference=reference), saved.rollouts, saved.feedback, host
 
@@ -92,8 +99,10 @@ def _initial_state(parts: Parts, reference: dict[str, jax.Array] | None) -> Stat
     return State(params, moments, count, seed, reference)
 
 
-def _fingerprint(questions: Sequence[Question]) -> str:
+def _fingerprint(questions: Sequence[Question], teacher: Mapping[str, str | None]) -> str:
     texts = "\0".join(f"{question.id}\0{question.text}" for question in questions)
+    if teacher:
+        texts += "\0".join(str(teacher[question.id]) for question in questions)
     return hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
 
 

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+from filelock import FileLock
 from runs import command, lines, make_home
 
 from jaxselftrain import asking
 from jaxselftrain.answers import answer_key
 from jaxselftrain.config import load_config
-from jaxselftrain.errors import UserError
+from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.label_file import easiest, read_labels, run_label, teacher_keys
 from jaxselftrain.loop import Loop
 from jaxselftrain.votes import vote
@@ -97,6 +98,31 @@ def test_what_is_refused(home, made, tmp_path):
         label(home, tmp_path / "nowhere" / "x.jsonl")
 
 
+def test_one_labelling_at_a_time(home, made):
+    with (
+        FileLock(made.with_name("labels.jsonl.lock")),
+        pytest.raises(UserError, match="another process is writing .*labels.jsonl"),
+    ):
+        label(home, made)
+    label(home, made)
+    assert not made.with_name("labels.jsonl.lock").exists()
+
+
+def test_ctrl_c_keeps_what_is_labelled(home, made, tmp_path, monkeypatch):
+    out, real = tmp_path / "labels.jsonl", asking.Asker.ask
+
+    def ask(self, params, prompts, *, first):
+        for number, responses in enumerate(real(self, params, prompts, first=first)):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield responses
+
+    monkeypatch.setattr(asking.Asker, "ask", ask)
+    with pytest.raises(Resumable, match="stopped; the labels so far are in .*, and the same command goes on"):
+        label(home, out)
+    assert out.read_text() == "".join(made.read_text().splitlines(keepends=True)[:8])
+
+
 def test_the_command(home, tmp_path):
     out = tmp_path / "labels.jsonl"
     given = "label", str(home / "model"), str(home / "config.yaml"), str(out), "--samples", "4", "mesh.data=1", "mesh.fsdp=1"
@@ -157,6 +183,9 @@ def test_rewards_are_for_the_teachers_label(home, made, tmp_path):
     code, _, err = command(*given, *taught)
     assert code == 0, err
     rewarded = 0
+    (tmp_path / "teacher.jsonl").write_text(made.read_text())
+    code, _, err = command(*given, *taught, "train.steps=2")
+    assert code == 2 and "their labels in label.file, are not those that" in err and "Traceback" not in err
     for row in lines(tmp_path / "taught", RESPONSES):  # the same samples: nothing has been learned before them
         for sample in row["samples"]:
             key = None if sample["answer"] is None else answer_key(sample["answer"])

@@ -169,7 +169,7 @@ def damage_told(folder: Path, step: int) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps Orbax to itself: it tells every file it opens, and of a failed save, which it also raises, many tracebacks."""
-    _raise_a_failed_save_once()
+    _raise_a_failure_once()
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.CRITICAL)
@@ -180,8 +180,8 @@ def quiet() -> Iterator[None]:
 
 
 @cache
-def _raise_a_failed_save_once() -> None:
-    """Of a save's failed writes one is raised; the others are told when they are collected, at any time until the end."""
+def _raise_a_failure_once() -> None:
+    """Of a checkpoint's failed reads or writes one is raised; asyncio tells the others when they are collected, at any time."""
     hook = sys.unraisablehook
 
     def not_late(told: Any) -> None:  # after a failed save, TensorStore still calls the event loop that Orbax has closed
@@ -189,8 +189,8 @@ def _raise_a_failed_save_once() -> None:
             hook(told)
 
     def not_repeated(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        return not ("exception was never retrieved" in text and "orbax" in text)
+        text = record.getMessage()  # Orbax's own tasks, or TensorStore's futures, which asyncio wraps
+        return not ("exception was never retrieved" in text and ("orbax" in text or "_wrap_awaitable" in text))
 
     sys.unraisablehook = not_late
     # the writes that a failed save never began

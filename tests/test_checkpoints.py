@@ -1,5 +1,7 @@
 """Saving when the worst happens: a kill in the middle of a save, a disk that fills up, a device without memory."""
 
+import asyncio
+import gc
 import json
 import re
 import resource
@@ -11,9 +13,10 @@ import time
 import jax
 import numpy as np
 import pytest
+import tensorstore
 from runs import command, environment, final_weights, lines, make_home, start, wait_for_step, without_times
 
-from jaxselftrain import loop
+from jaxselftrain import checkpoints, loop
 from jaxselftrain.config import load_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.train import train
@@ -94,6 +97,38 @@ def test_a_full_disk_ends_the_run_in_one_sentence_and_keeps_the_old_checkpoint(h
     assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, max(kept, 5) + 1))
     theirs = {line["step"]: line for line in without_times(lines(whole))}
     assert all(line == theirs[line["step"]] for line in without_times(lines(tmp_path / "run")) if line["step"] < 5)
+
+
+def test_of_several_failed_reads_one_is_told(tmp_path, caplog):
+    """Two arrays are missing; the loop that reads them ends with the first error, as Orbax's does."""
+
+    async def read(*names):
+        places = [{"driver": "file", "path": str(tmp_path / name)} for name in names]
+        opening = [tensorstore.open({"driver": "zarr", "kvstore": place}) for place in places]
+        tasks = [asyncio.ensure_future(each) for each in opening]
+        await asyncio.wait(tasks)
+        raise tasks[0].exception()
+
+    def said():
+        caplog.clear()
+        with pytest.raises(ValueError, match="NOT_FOUND"):
+            asyncio.run(read("a", "b", "c"))
+        gc.collect()
+        return [record.getMessage() for record in caplog.records if record.name == "asyncio"]
+
+    with checkpoints.quiet():
+        assert said() == []
+    asyncio.run(_fail_unheard())
+    gc.collect()
+    assert "never retrieved" in caplog.text  # another library's errors are still told
+
+
+async def _fail_unheard():
+    async def fail():
+        raise ValueError("unheard")
+
+    task = asyncio.ensure_future(fail())
+    await asyncio.wait([task])
 
 
 def test_out_of_device_memory_says_what_to_lower(home, tmp_path, monkeypatch):

@@ -29,7 +29,8 @@ from jaxselftrain.model.loading import Weights
 from jaxselftrain.prompts import prompt_width
 from jaxselftrain.questions import Question
 from jaxselftrain.rewards import Feedback
-from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, empty_rollouts, rows_per_question
+from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, empty_rollouts
+from jaxselftrain.sampler import rows_per_question
 from jaxselftrain.sharding import make_mesh, named
 from jaxselftrain.step import (
     compile_sample,

@@ -21,7 +21,8 @@ from shapes import SHAPES
 
 from jaxselftrain.huge_pages import restart_with_huge_pages
 from jaxselftrain.model.policy import abstract_policy
-from jaxselftrain.rollouts import Prompts, Sampling, sample
+from jaxselftrain.rollouts import Prompts, Sampling
+from jaxselftrain.sampler import sample
 from jaxselftrain.stopping import stop_table
 
 SMOLLM2 = SHAPES["smollm2-135m"]

@@ -31,7 +31,7 @@ from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.model.loading import open_weights
 from jaxselftrain.model.paths import local_model
 from jaxselftrain.resources import peak_memory_gib
-from jaxselftrain.rollouts import rows_per_question
+from jaxselftrain.sampler import rows_per_question
 
 
 def main() -> None:

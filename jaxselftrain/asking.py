@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxselftrain.assembly import Parts
-from jaxselftrain.rollouts import rows_per_question
+from jaxselftrain.sampler import rows_per_question
 from jaxselftrain.step import compile_sample
 
 

@@ -6,6 +6,7 @@ vocabulary. Everything that varies by question is split over (data, fsdp).
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -62,7 +63,7 @@ def _devices() -> list[jax.Device]:
 
 def check_mesh(mesh: Mesh, architecture: Architecture, batches: Mapping[str, int]) -> None:
     """Raises UserError unless every axis divides what it splits; `batches` are field name -> number of questions."""
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = shards_of_rows(mesh)
     for field, count in batches.items():
         if count % rows:
             raise UserError(f"{field} = {count} is not divisible by the mesh: data x fsdp = {rows} devices split the questions")
@@ -86,6 +87,11 @@ def param_shardings(mesh: Mesh, architecture: Architecture) -> dict[str, NamedSh
         else:
             raise ValueError(f"no sharding rule for parameter {name}")
     return out
+
+
+def shards_of_rows(mesh: Mesh | None) -> int:
+    """Over how many devices "rows" are split; 1 without a mesh."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def named(mesh: Mesh, *axes: str | None, kv_heads: int | None = None) -> NamedSharding:

@@ -23,7 +23,8 @@ from jaxselftrain.config import Config
 from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.optimizer import adamw, init_moments
 from jaxselftrain.rewards import Feedback
-from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, rows_per_question, sample
+from jaxselftrain.rollouts import Prompts, Rollouts, Sampling
+from jaxselftrain.sampler import rows_per_question, sample
 from jaxselftrain.sharding import named, param_shardings
 from jaxselftrain.update import State, learn
 

@@ -6,10 +6,12 @@ from functools import cache, partial
 
 import jax
 import pytest
-from tiny import graph, params, prompts
+from tiny import graph, params, prompts, tiny_config
 
 from jaxselftrain.model.architecture import Architecture
-from jaxselftrain.rollouts import sample, segments
+from jaxselftrain.sampler import sample, segments
+from jaxselftrain.sharding import make_mesh, param_shardings
+from jaxselftrain.step import compile_sample, prompt_shardings
 
 # sizes that no other array shares, so that a cache is known by the number of its entries
 ODD = Architecture(
@@ -66,14 +68,14 @@ def writes_in_place(line: str, found: dict[str, list[str]]) -> bool:
     return target is not None and any(inner.startswith(f"%{target[1]} = ") and " parameter(" in inner for inner in lines)
 
 
-def whole() -> set[int]:
+def whole(W: int = N) -> set[int]:
     """Entries of the caches of all layers, in each of the sizes that they grow through."""
-    return {ODD.L * Q * ODD.G * N * S * ODD.K for S in segments(T)}
+    return {ODD.L * Q * ODD.G * W * S * ODD.K for S in segments(T)}
 
 
 @cache
-def compiled(dtype: str) -> dict[str, list[str]]:
-    program = jax.jit(partial(sample, graph(architecture=ODD, compute_dtype=dtype), N=N, T=T, W=N))
+def compiled(dtype: str, W: int = N) -> dict[str, list[str]]:
+    program = jax.jit(partial(sample, graph(architecture=ODD, compute_dtype=dtype), N=N, T=T, W=W))
     asked = prompts(rows=Q, temperatures=[1.0] * N)
     return computations(program.lower(params(ODD), asked).compile().as_text())
 
@@ -103,6 +105,26 @@ def test_no_token_copies_the_caches(dtype):
     lines = sized(found, whole())
     assert len(lines) == 2 * len(segments(T)) == 4
     assert [line[:200] for line in lines if not writes_in_place(line, found)] == []
+
+
+def test_no_token_copies_the_caches_where_lanes_move_on():
+    found = compiled("float32", 3)
+    lines = sized(found, whole(3))
+    assert len(lines) == 2 * len(segments(T)) == 4
+    assert [line[:200] for line in lines if not writes_in_place(line, found)] == []
+
+
+def test_nothing_that_grows_with_the_batch_crosses_devices_while_tokens_are_drawn():
+    """With the questions of a batch on two devices, and lanes that move on: flags alone are exchanged."""
+    mesh = make_mesh(tiny_config(mesh={"data": 2}).mesh, jax.devices()[:2])
+    program = compile_sample(graph(mesh, architecture=ODD), ODD, mesh, N=N, T=T, W=2)
+    given = (
+        jax.device_put(params(ODD), param_shardings(mesh, ODD)),
+        jax.device_put(prompts(temperatures=[1.0] * N), prompt_shardings(mesh)),
+    )
+    found = computations(program.lower(*given).compile().as_text())
+    crossing = [line for line in in_loops(found) if re.search(r"all-gather|all-to-all|collective-permute|all-reduce", line)]
+    assert crossing and all(re.match(r"(ROOT )?%?[\w.\-]+ = \w+\[\]", line) for line in crossing), crossing
 
 
 @pytest.mark.xfail(strict=True, reason="XLA's CPU backend copies a layer's keys and values out of the stack before it multiplies")

@@ -13,7 +13,7 @@ from tiny import PIECES, TINY, N, Q, T, equal_bits, graph, params, prompts, roll
 
 from jaxselftrain.config import Rollout
 from jaxselftrain.model.policy import ready
-from jaxselftrain.rollouts import rows_per_question, sample, segments, token_noise
+from jaxselftrain.sampler import rows_per_question, sample, segments, token_noise
 from jaxselftrain.scoring import score
 from jaxselftrain.update import make_batch
 

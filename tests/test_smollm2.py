@@ -12,7 +12,8 @@ from jaxselftrain.model.loading import load_params, open_weights
 from jaxselftrain.model.policy import abstract_policy
 from jaxselftrain.model.tokenizer import load_tokenizer
 from jaxselftrain.prompts import pad
-from jaxselftrain.rollouts import Prompts, Sampling, sample
+from jaxselftrain.rollouts import Prompts, Sampling
+from jaxselftrain.sampler import sample
 from jaxselftrain.stopping import stop_table
 
 LENGTH = 64

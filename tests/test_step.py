@@ -25,7 +25,7 @@ from tiny import (
     votes,
 )
 
-from jaxselftrain.rollouts import sample, token_noise
+from jaxselftrain.sampler import sample, token_noise
 from jaxselftrain.sharding import named, param_shardings
 from jaxselftrain.step import compile_sample, compile_step, make_transform, prompt_shardings
 from jaxselftrain.update import learn

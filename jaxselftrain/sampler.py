@@ -1,0 +1,258 @@
+"""Takes parameters and prompts, gives rollouts: N responses to each question, with their behaviour log-probs.
+
+The prompt is prefilled once per question and its keys and values are shared by the question's samples. The loop has
+static shapes and stops as soon as every response has ended. A question has W rows to sample its N responses with: a row
+whose response has ended takes another one at once (lanes.py). The noise of a token depends on (seed, stream, draw,
+question slot, sample, position) and on nothing else: not on the batch, its width or the mesh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from jaxselftrain.confidence import Confidence, no_confidence, token_confidence
+from jaxselftrain.config import Rollout
+from jaxselftrain.draw import draw
+from jaxselftrain.lanes import Lanes, first_lanes, may_move, move, on_each_device, take
+from jaxselftrain.model.policy import Cache, Policy, ready
+from jaxselftrain.rollouts import Prompts, Rollouts, empty_rollouts
+from jaxselftrain.sharding import constrain, shards_of_rows
+from jaxselftrain.stopping import STOPPED
+
+SMALLEST_CACHE = 32  # slots of a row's cache: fewer save nothing
+SLOTS = 8  # a row's cache has a multiple of this: odd sizes leave vector lanes idle
+
+BUSY_CPU = 64  # rows from which on a CPU's matrix products run at their full rate
+BUSY_ACCELERATOR = 256  # about where the multiplications of a row for each weight take as long as reading it, on a GPU or TPU
+
+SHORT = 32  # tokens of responses that need not take turns
+
+
+def token_noise(noise: jax.Array, slot_Q: jax.Array, sample_QW: jax.Array, position_QW: jax.Array) -> jax.Array:
+    """One uniform number in [0, 1) a row, uniform_QW: for a position of the response that is the row's sample."""
+    seed, stream, counter = noise
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), stream), counter)
+
+    def one(slot, sample, position):
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, slot), sample), position))
+
+    return jax.vmap(jax.vmap(one, (None, 0, 0)))(slot_Q, sample_QW, position_QW)
+
+
+def rows_per_question(config: Rollout, mesh: Mesh, *, Q: int, N: int) -> int:
+    """W, the rows that take turns at a question's N samples: as `rollout.rows` has it, or the fewest that keep the devices busy.
+
+    Fewer rows hold fewer caches and wait less for the longest responses. But every decode step reads all weights, so there must
+    be enough rows to make their multiplications, not this reading, what takes the time. All rows have equally many samples,
+    so that none is idle when lengths are equal. Responses too short to differ much in length are sampled all at once.
+    """
+    if config.rows is not None:
+        return min(config.rows // config.questions, N)
+    if config.max_tokens <= SHORT:
+        return N
+    devices = list(mesh.devices.flat)
+    splits = len(devices) // mesh.shape["tensor"]  # the devices of one tensor group work on the same rows
+    least = splits * (BUSY_CPU if devices[0].platform == "cpu" else BUSY_ACCELERATOR)
+    return next(W for W in range(1, N + 1) if N % W == 0 and (Q * W >= least or W == N))
+
+
+def sample(
+    graph: nnx.GraphDef, params: dict[str, jax.Array], prompts: Prompts, *, N: int, T: int, W: int, confidence: bool = False
+) -> Rollouts:
+    """Samples N responses of at most T tokens to each prompt, W <= N of a question's at a time.
+
+    With `confidence` each token's distribution is measured as well, which is one more pass over the logits.
+    """
+    Q, C = prompts.tokens_QC.shape
+
+    def go(params):
+        return _sample(graph, params, prompts, N=N, T=T, W=W, confidence=confidence)
+
+    return jax.lax.cond(prompts.wanted, go, lambda _: empty_rollouts(Q=Q, N=N, C=C, T=T, confidence=confidence), params)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Asked:
+    """What a lane's rows read of the question that the lane works on."""
+
+    slot_Q: jax.Array
+    length_Q: jax.Array
+    first_QD: jax.Array  # the prompt's last hidden state, from which first tokens are drawn without a prefill
+    cache: Cache
+
+    def of_lanes(self, source_Q: jax.Array, shards: int) -> Asked:
+        """The same, after each lane has copied what the lane source_Q of its device reads."""
+
+        def copy(x, axis=0):
+            x = on_each_device(lambda x, source_Q: x[source_Q], shards, x.swapaxes(0, axis), source_Q)
+            return x.swapaxes(0, axis)
+
+        return Asked(copy(self.slot_Q), copy(self.length_Q), copy(self.first_QD), Cache(*(copy(x, 1) for x in self.cache)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drawn:
+    """The responses so far, as in Rollouts."""
+
+    tokens_QNT: jax.Array
+    logp_QNT: jax.Array
+    length_QN: jax.Array
+    ended_QN: jax.Array
+    confidence: Confidence | None  # sums over the tokens
+
+    def with_tokens(self, question_Q, sample_QW, age_QW, token_QW, logp_QW, ended_QW, confidence) -> Drawn:
+        """One more token of every row. Idle rows write to sample N, which is outside and dropped."""
+        at = question_Q[:, None], sample_QW
+        return Drawn(
+            tokens_QNT=self.tokens_QNT.at[*at, age_QW].set(token_QW, mode="drop"),
+            logp_QNT=self.logp_QNT.at[*at, age_QW].set(logp_QW, mode="drop"),
+            length_QN=self.length_QN.at[at].set(age_QW + 1, mode="drop"),
+            ended_QN=self.ended_QN.at[at].set(ended_QW, mode="drop"),
+            confidence=jax.tree.map(lambda sum_QN, x_QW: sum_QN.at[at].add(x_QW, mode="drop"), self.confidence, confidence),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Work:
+    """Everything that changes from token to token, but for the rows' own caches."""
+
+    lanes: Lanes
+    asked: Asked
+    drawn: Drawn
+    age_QW: jax.Array  # tokens of the row's sample drawn so far
+    token_QW: jax.Array  # the newest of them
+    state_QW: jax.Array  # where it stands in the stop table
+
+
+def _sample(graph, params, prompts, *, N, T, W, confidence):
+    policy: Policy = ready(graph, params)
+    Q = prompts.tokens_QC.shape[0]
+    shards = shards_of_rows(policy.mesh)
+    first_QD, prompt_cache = policy.prefill(prompts.tokens_QC, prompts.length_Q)
+    asked = Asked(prompts.slot_Q, prompts.length_Q, first_QD, prompt_cache)
+    work = _first_work(policy, asked, N=N, T=T, W=W, confidence=confidence)
+    # One row a question is enough for the first tokens: its samples all start from the same logits.
+    work = _draw(policy, prompts, work, first_QD[:, None])
+
+    def busy(work):
+        return (work.lanes.sample_QW < N).any()
+
+    def one_more(carry):
+        t, work, cache = carry
+        hidden_QWD, cache = policy.decode(work.token_QW, work.age_QW, t, cache, work.asked.cache, work.asked.length_Q)
+        hidden_QWD = jnp.where((work.age_QW == 0)[..., None], work.asked.first_QD[:, None], hidden_QWD)
+        return t + 1, _draw(policy, prompts, work, hidden_QWD), cache
+
+    def move_on(carry):
+        t, work, cache = carry
+        lanes, source_Q = move(work.lanes, N=N, shards=shards)
+        return t, replace(work, lanes=lanes, asked=work.asked.of_lanes(source_Q, shards)), cache
+
+    def go_on(t, work, cache, sizes):
+        """With caches of sizes[0] slots until a row needs more; larger ones are made only if there is such a row."""
+
+        def fits(carry):
+            _, work, _ = carry
+            oldest = jnp.where(work.lanes.sample_QW < N, work.age_QW, 0).max()
+            return busy(work) & (oldest <= sizes[0])
+
+        def settled(carry):
+            return fits(carry) & ~may_move(carry[1].lanes, N=N, shards=shards)
+
+        def until_a_lane_moves(carry):  # moving copies all prompts' keys and values, so it stands outside the loop over tokens
+            return move_on(jax.lax.while_loop(settled, one_more, carry))
+
+        may_ever_move = W < N and Q > shards
+        t, work, cache = jax.lax.while_loop(fits, until_a_lane_moves if may_ever_move else one_more, (t, work, cache))
+        if len(sizes) == 1:
+            return work
+        return jax.lax.cond(
+            busy(work),
+            lambda t, work, cache: go_on(t, work, _grown(cache, t, sizes[1]), sizes[1:]),
+            lambda t, work, cache: work,
+            t,
+            work,
+            cache,
+        )
+
+    sizes = segments(T)
+    drawn = go_on(jnp.int32(0), work, policy.empty_cache(Q, W, sizes[0]), sizes).drawn
+    return Rollouts(
+        prompt_QC=prompts.tokens_QC,
+        prompt_length_Q=prompts.length_Q,
+        tokens_QNT=drawn.tokens_QNT,
+        length_QN=drawn.length_QN,
+        ended_QN=drawn.ended_QN,
+        logp_QNT=drawn.logp_QNT,
+        temperature_N=prompts.sampling.temperature_N,
+        confidence=jax.tree.map(lambda sum_QN: sum_QN / jnp.maximum(drawn.length_QN, 1), drawn.confidence),
+    )
+
+
+def segments(T: int) -> list[int]:
+    """The sizes that the rows' caches grow through, so that short responses do not pay for long ones; the last has T - 1."""
+    whole = -(-max(T - 1, 1) // SLOTS) * SLOTS
+    return sorted({min(max(SMALLEST_CACHE, -(-T // part // SLOTS) * SLOTS), whole) for part in (8, 4, 2, 1)})
+
+
+def _first_work(policy: Policy, asked: Asked, *, N: int, T: int, W: int, confidence: bool) -> Work:
+    Q = len(asked.slot_Q)
+    zeros_QW = jnp.zeros((Q, W), jnp.int32)
+    drawn = Drawn(
+        tokens_QNT=jnp.zeros((Q, N, T), jnp.int32),
+        logp_QNT=jnp.zeros((Q, N, T), jnp.float32),
+        length_QN=jnp.zeros((Q, N), jnp.int32),
+        ended_QN=jnp.zeros((Q, N), bool),
+        confidence=no_confidence(Q, N) if confidence else None,
+    )
+    lanes = first_lanes(Q=Q, W=W, shards=shards_of_rows(policy.mesh))
+    lanes, drawn, zeros_QW = jax.tree.map(lambda x: constrain(x, policy.mesh, "rows"), (lanes, drawn, zeros_QW))
+    return Work(lanes, asked, drawn, age_QW=zeros_QW, token_QW=zeros_QW, state_QW=zeros_QW)
+
+
+def _draw(policy: Policy, prompts: Prompts, work: Work, hidden_QWD: jax.Array) -> Work:
+    """Draws the next token of every row (hidden states [Q, W or 1, D]), and gives rows that finished their next sample."""
+    settings, lanes, (Q, N, T) = prompts.sampling, work.lanes, work.drawn.tokens_QNT.shape
+    sample_QW, age_QW, W, shards = lanes.sample_QW, work.age_QW, work.age_QW.shape[1], shards_of_rows(policy.mesh)
+    logits_QWV = policy.logits(hidden_QWD)
+    V = logits_QWV.shape[-1]
+    temperature_QW = settings.temperature_N[jnp.minimum(sample_QW, N - 1)]
+    token_X, logp_X = draw(
+        jnp.broadcast_to(logits_QWV, (Q, W, V)).reshape(Q * W, V),
+        token_noise(prompts.noise, work.asked.slot_Q, sample_QW, age_QW).reshape(Q * W),
+        temperature_X=temperature_QW.reshape(Q * W),
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+    )
+    token_QW, logp_QW = token_X.reshape(Q, W), logp_X.reshape(Q, W)
+    confidence = None
+    if work.drawn.confidence is not None:
+        entropy_QW, certainty_QW = token_confidence(logits_QWV, temperature_QW[:, : logits_QWV.shape[1]])
+        confidence = Confidence(logp_QW, *(jnp.broadcast_to(x, (Q, W)) for x in (entropy_QW, certainty_QW)))
+    state_QW = settings.stop_SV[work.state_QW, token_QW].astype(jnp.int32)
+    ended_QW = state_QW == STOPPED
+    new = (lanes.question_Q, sample_QW, age_QW, token_QW, logp_QW, ended_QW, confidence)
+    going_QW = (sample_QW < N) & ~ended_QW & (age_QW + 1 < T)
+    return Work(
+        lanes=take(lanes, ~going_QW, N=N, shards=shards),
+        asked=work.asked,
+        drawn=on_each_device(Drawn.with_tokens, shards, work.drawn, *new),
+        age_QW=jnp.where(going_QW, age_QW + 1, 0),
+        token_QW=jnp.where(going_QW, token_QW, 0),
+        state_QW=jnp.where(going_QW, state_QW, 0),
+    )
+
+
+def _grown(cache: Cache, t: jax.Array, S: int) -> Cache:
+    """The caches with S slots instead of fewer. Slot s holds the newest time that is s modulo S; so each finds its new place."""
+    time_S = t - 1 - (t - 1 - jnp.arange(S)) % S
+    old_S = time_S % cache.k.shape[5]  # what is too old to be there, a row's mask hides
+    return Cache(jnp.take(cache.k, old_S, axis=5), jnp.take(cache.v, old_S, axis=4))

@@ -99,7 +99,7 @@ def completion(answer: str | None, random: random.Random) -> str:
 
 def ours(questions: list[list[str]]) -> tuple[float, int]:
     """(seconds, completions given up) of reading and voting, in a worker that is up but has read none of the texts."""
-    from jaxselftrain.config import Answer, Vote
+    from jaxselftrain.sections import Answer, Vote
     from jaxselftrain.voter import Voter
     from jaxselftrain.votes import vote
 
@@ -141,7 +141,7 @@ def hostile_texts() -> list[str]:
 
 def one_at_a_time(texts: list[str]) -> tuple[float, float, int]:
     """(seconds of the slowest, the worker's peak resident MiB or NaN where /proc is missing, completions given up)."""
-    from jaxselftrain.config import Answer, Vote
+    from jaxselftrain.sections import Answer, Vote
     from jaxselftrain.voter import Voter
 
     with Voter(Answer(format="boxed"), Vote(workers=1)) as voter:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jaxselftrain import answers
-from jaxselftrain.config import Questions
 from jaxselftrain.errors import UserError
 from jaxselftrain.questions import questions_with_rows
+from jaxselftrain.sections import Questions
 from jaxselftrain.sources import as_text, is_missing, value_at
 
 _ABSENT = object()

@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
-from jaxselftrain import config
+from jaxselftrain import sections
 from jaxselftrain.assembly import Parts
 from jaxselftrain.errors import UserError
 from jaxselftrain.resources import disk_is_full
@@ -50,7 +50,7 @@ class Checkpoints:
     For the process that holds the folder's lock: it clears away what a kill left half-written.
     """
 
-    def __init__(self, folder: Path, settings: config.Checkpoint):
+    def __init__(self, folder: Path, settings: sections.Checkpoint):
         policies: list[managers.PreservationPolicy] = [managers.LatestN(settings.keep)]
         if settings.keep_best:
             policies.append(managers.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False))

@@ -40,9 +40,9 @@ app = typer.Typer(
         "- `jaxselftrain vote completions.jsonl --output votes.jsonl`"
     ),
     epilog=(
-        "Settings: `jaxselftrain train CONFIG --print-config` shows every field with its value; jaxselftrain/config.py explains "
-        "them. How it works: README.md and docs/. Exit codes: 0 finished, 2 something to change (one sentence says what), "
-        "75 stopped with everything saved (the same command resumes)."
+        "Settings: `jaxselftrain train CONFIG --print-config` shows every field with its value; jaxselftrain/sections.py "
+        "explains them. How it works: README.md and docs/. Exit codes: 0 finished, 2 something to change (one sentence says "
+        "what), 75 stopped with everything saved (the same command resumes)."
     ),
 )
 

@@ -23,7 +23,7 @@ from jaxselftrain.answer_key import AnswerKey, load_answer_key
 from jaxselftrain.asking import Asker
 from jaxselftrain.assembly import EVALUATION, Parts, open_parts
 from jaxselftrain.checkpoints import checkpoint_params
-from jaxselftrain.config import Config, Mesh, load_config, override_config, parse_config
+from jaxselftrain.config import Config, load_config, override_config, parse_config
 from jaxselftrain.cross_check import CrossCheck, Judged, cross_check, require_math_verify
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS
@@ -32,6 +32,7 @@ from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits
 from jaxselftrain.run_folder import CONFIG, EVALUATIONS, make_folder, read_config, replace_text
+from jaxselftrain.sections import Mesh
 from jaxselftrain.sharding import check_mesh
 from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, Threshold, intervals, render, scores, thresholds
 from jaxselftrain.voter import Voter

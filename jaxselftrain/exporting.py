@@ -7,10 +7,11 @@ from pathlib import Path
 from jaxselftrain import __version__
 from jaxselftrain.assembly import open_parts
 from jaxselftrain.checkpoints import checkpoint_params
-from jaxselftrain.config import Config, Mesh, override_config, to_yaml
+from jaxselftrain.config import Config, override_config, to_yaml
 from jaxselftrain.metrics import METRICS_FILE, read_metrics
 from jaxselftrain.model.export import export_folder
 from jaxselftrain.run_folder import read_config
+from jaxselftrain.sections import Mesh
 
 REWARDED_BY = {  # Config.reward_name -> what a model card says
     "vote": "its own majority votes",

@@ -24,13 +24,14 @@ from jaxselftrain.answer_key import AnswerKey, load_answer_key
 from jaxselftrain.asking import Asker
 from jaxselftrain.assembly import LABELS, Parts, open_parts
 from jaxselftrain.checkpoints import checkpoint_params
-from jaxselftrain.config import Config, Mesh, changed_fields, load_config, override_config, parse_config, to_yaml
+from jaxselftrain.config import Config, changed_fields, load_config, override_config, parse_config, to_yaml
 from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.evaluate import BOXED
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits
 from jaxselftrain.run_folder import CONFIG, read_config, replace_text
+from jaxselftrain.sections import Mesh
 from jaxselftrain.sharding import check_mesh
 from jaxselftrain.sources import read_jsonl
 from jaxselftrain.voter import Voter

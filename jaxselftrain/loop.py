@@ -20,7 +20,7 @@ import numpy as np
 from jaxselftrain.answer_key import load_answer_key
 from jaxselftrain.assembly import TRAINING, open_parts
 from jaxselftrain.checkpoints import METRIC, Checkpoints, Saved
-from jaxselftrain.config import Config, Questions
+from jaxselftrain.config import Config
 from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.evaluate import Evaluator, cut_back_evaluations
 from jaxselftrain.interrupts import Interrupts
@@ -34,6 +34,7 @@ from jaxselftrain.questions import Question, QuestionOrder, load_questions, with
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Prompts, Rollouts
 from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, SUMMARY, begin_folder
+from jaxselftrain.sections import Questions
 from jaxselftrain.sharding import check_mesh, named
 from jaxselftrain.start import Host, begin
 from jaxselftrain.step import compile_step, feedback_shardings

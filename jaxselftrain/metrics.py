@@ -23,7 +23,7 @@ from jaxselftrain.votes import Vote
 
 if TYPE_CHECKING:
     from jaxselftrain.answer_key import AnswerKey
-    from jaxselftrain.config import Log
+    from jaxselftrain.sections import Log
 
 METRICS: dict[str, str] = {
     "step": "Updates of the policy done; a line describes the samples of that update, and step 0 is before any.",

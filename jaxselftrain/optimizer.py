@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxselftrain import config
+from jaxselftrain import sections
 from jaxselftrain.model.attention import widen
 
 ROUNDING_STREAM = 0xB16  # apart from the streams of sampling noise
 
 
-def schedule(settings: config.Optimizer, *, steps: int) -> optax.Schedule:
+def schedule(settings: sections.Optimizer, *, steps: int) -> optax.Schedule:
     """Learning rate by optimizer step: linear warm-up, then constant, or linearly or as a cosine to 0 at `steps`."""
     peak, warmup = settings.learning_rate, settings.warmup_steps
     rest = max(steps - warmup, 1)
@@ -32,7 +32,7 @@ def schedule(settings: config.Optimizer, *, steps: int) -> optax.Schedule:
     return optax.join_schedules([lambda count: peak * (count + 1) / (warmup + 1), after], [warmup])
 
 
-def adamw(settings: config.Optimizer, *, steps: int) -> optax.GradientTransformation:
+def adamw(settings: sections.Optimizer, *, steps: int) -> optax.GradientTransformation:
     """Global-norm clipping, then AdamW with decoupled weight decay (arXiv 1711.05101)."""
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jaxselftrain.config import Prompt
 from jaxselftrain.errors import UserError
 from jaxselftrain.questions import Question
+from jaxselftrain.sections import Prompt
 
 if TYPE_CHECKING:
     from jaxselftrain.model.tokenizer import Tokenizer

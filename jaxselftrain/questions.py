@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxselftrain.config import Questions
 from jaxselftrain.errors import UserError
+from jaxselftrain.sections import Questions
 from jaxselftrain.sources import Row, as_text, is_missing, read_rows, value_at
 
 _ABSENT = object()

@@ -16,11 +16,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxselftrain.confidence import Confidence, no_confidence, token_confidence
-from jaxselftrain.config import Rollout
 from jaxselftrain.draw import draw
 from jaxselftrain.lanes import Lanes, first_lanes, may_move, move, on_each_device, take
 from jaxselftrain.model.policy import Cache, Policy, ready
 from jaxselftrain.rollouts import Prompts, Rollouts, empty_rollouts
+from jaxselftrain.sections import Rollout
 from jaxselftrain.sharding import constrain, shards_of_rows
 from jaxselftrain.stopping import STOPPED
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxselftrain import config
+from jaxselftrain import sections
 from jaxselftrain.errors import UserError
 from jaxselftrain.model.architecture import Architecture
 
@@ -36,7 +36,7 @@ RULES = (  # the first match wins, and every parameter must have one
 )
 
 
-def make_mesh(mesh: config.Mesh, devices: list | None = None) -> Mesh:
+def make_mesh(mesh: sections.Mesh, devices: list | None = None) -> Mesh:
     """The (data, fsdp, tensor) mesh over all devices. Raises UserError when the axes do not multiply to their number."""
     devices = _devices() if devices is None else devices
     inner = mesh.fsdp * mesh.tensor

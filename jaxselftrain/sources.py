@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxselftrain.config import Questions, Task
 from jaxselftrain.errors import UserError
+from jaxselftrain.sections import Questions, Task
 
 _BLOCK = 500  # reasoning-gym examples drawn at a time: the size its tasks have by default
 

@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 from tqdm.auto import tqdm
 
-from jaxselftrain.config import Answer, Config, parse_config
-from jaxselftrain.config import Vote as VoteSettings
+from jaxselftrain.config import Config, parse_config
 from jaxselftrain.config_file import apply_override
 from jaxselftrain.errors import UserError
 from jaxselftrain.rewards import agreement
 from jaxselftrain.run_folder import replace_text
+from jaxselftrain.sections import Answer
+from jaxselftrain.sections import Vote as VoteSettings
 from jaxselftrain.sources import as_text, read_jsonl
 from jaxselftrain.voter import Voter
 from jaxselftrain.votes import Vote, vote

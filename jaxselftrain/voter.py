@@ -10,7 +10,7 @@ from jaxselftrain.answers import compile_pattern
 from jaxselftrain.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
-    from jaxselftrain.config import Answer, Vote
+    from jaxselftrain.sections import Answer, Vote
 
 MAX_CHARACTERS = 2**20  # of a response; 32,000 tokens are about 200,000
 

@@ -41,7 +41,7 @@ def main() -> None:
 
 def reader(settings: dict[str, Any]) -> Callable[[str], list[str | None]]:
     """The function from a response's text to [answer, key], for the `answer` section in `settings`."""
-    answer = SimpleNamespace(**settings["answer"])  # stands for config.Answer, whose module needs pydantic
+    answer = SimpleNamespace(**settings["answer"])  # stands for sections.Answer, whose module needs pydantic
     key = lru_cache(CACHED_ANSWERS)(answer_key)
     for example in WARM_UP:
         answer_key(example)

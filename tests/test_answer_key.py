@@ -11,9 +11,9 @@ import pytest
 import jaxselftrain
 from jaxselftrain import answers
 from jaxselftrain.answer_key import AnswerKey, load_answer_key
-from jaxselftrain.config import Questions
 from jaxselftrain.errors import UserError
 from jaxselftrain.questions import load_questions
+from jaxselftrain.sections import Questions
 
 PACKAGE = Path(jaxselftrain.__file__).parent
 MAY_READ_GOLD = {"label_file", "answer_key", "metrics", "evaluate", "judge", "loop"}

@@ -10,7 +10,7 @@ import pytest
 
 from jaxselftrain.answers import answer_key, extract, is_opaque, matches
 from jaxselftrain.answers.evaluate import POINTS, point
-from jaxselftrain.config import Answer
+from jaxselftrain.sections import Answer
 
 DATA = Path(__file__).parent / "data"
 DOC = Path(__file__).parents[1] / "docs" / "voter.md"

@@ -3,7 +3,7 @@
 import pytest
 
 from jaxselftrain.answers import answer_key, extract, is_opaque
-from jaxselftrain.config import Answer
+from jaxselftrain.sections import Answer
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxselftrain.answers import answer_key, extract, is_opaque
-from jaxselftrain.config import Answer
+from jaxselftrain.sections import Answer
 
 settings.register_profile("shared machine", deadline=None)  # time is tested elsewhere, in CPU seconds
 settings.load_profile("shared machine")

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxselftrain.answers import answer_key, compile_pattern, extract, is_opaque
-from jaxselftrain.config import Answer
 from jaxselftrain.errors import UserError
+from jaxselftrain.sections import Answer
 
 
 def answer(format, **fields):

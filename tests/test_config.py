@@ -3,8 +3,9 @@
 import pytest
 import yaml
 
-from jaxselftrain.config import Config, Section, changed_fields, load_config, parse_config, to_yaml
+from jaxselftrain.config import Config, changed_fields, load_config, parse_config, to_yaml
 from jaxselftrain.errors import UserError
+from jaxselftrain.sections import Section
 
 MINIMAL = {"questions": {"source": "jsonl", "path": "x.jsonl"}}
 
@@ -193,6 +194,11 @@ def test_overrides_reach_every_kind_of_field(tmp_path):
         ("update.micro_batches=Auto", "update.micro_batches = 'Auto': input should be a valid integer"),
         ("update.micro_batches=Auto", ", or 'auto'"),
         ("model.remat=Auto", "model.remat = 'Auto': input should be 'none', 'dots', 'layers' or 'auto'"),
+        (
+            "reward.kind=agrement",
+            "reward.kind = 'agrement': input should be 'agreement', 'soft', 'self_certainty', 'entropy', "
+            "'log_prob', 'format', 'random' or 'sum'",
+        ),
         ("reward.kind=sum", "reward: kind sum needs weights of two kinds or more, such as {agreement: 1.0, self_certainty: 0.5}"),
         ("reward={kind: sum, weights: {soft: 1, entropy: 0}}", "reward: kind sum needs weights of two kinds or more"),
         ("label.source=teacher", "label: file goes with source teacher, and only with it: make one with jaxselftrain label"),

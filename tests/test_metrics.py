@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxselftrain.answer_key import AnswerKey
-from jaxselftrain.config import Log
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS, MetricsLog, metrics_page, read_metrics, vote_metrics
 from jaxselftrain.rewards import agreement
+from jaxselftrain.sections import Log
 from jaxselftrain.votes import vote
 
 PLAIN = Log(tensorboard=False)

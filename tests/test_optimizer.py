@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxselftrain.config import Optimizer
 from jaxselftrain.optimizer import adamw, apply, init_moments, round_stochastically, schedule
+from jaxselftrain.sections import Optimizer
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from jaxselftrain.config import Log
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import MetricsLog
 from jaxselftrain.plots import _running_mean, plot_run, plot_thresholds
+from jaxselftrain.sections import Log
 from jaxselftrain.statistics import Threshold
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxselftrain.config import Prompt
 from jaxselftrain.errors import UserError
 from jaxselftrain.prompts import encode_prompts, first_of, pad, prompt_width
 from jaxselftrain.questions import Question
+from jaxselftrain.sections import Prompt
 
 
 class Letters:

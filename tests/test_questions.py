@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from jaxselftrain.config import Questions
 from jaxselftrain.errors import UserError
 from jaxselftrain.questions import Question, QuestionOrder, load_questions, without_overlap
+from jaxselftrain.sections import Questions
 
 
 def written(tmp_path, records, **settings):

@@ -11,10 +11,10 @@ import pytest
 from scipy.stats import chisquare
 from tiny import PIECES, TINY, N, Q, T, equal_bits, graph, params, prompts, rollouts, tiny_config, votes
 
-from jaxselftrain.config import Rollout
 from jaxselftrain.model.policy import ready
 from jaxselftrain.sampler import rows_per_question, sample, segments, token_noise
 from jaxselftrain.scoring import score
+from jaxselftrain.sections import Rollout
 from jaxselftrain.update import make_batch
 
 GRAPH, PARAMS = graph(), params()

@@ -12,8 +12,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from jaxselftrain.config import Questions
 from jaxselftrain.errors import UserError
+from jaxselftrain.sections import Questions
 from jaxselftrain.sources import as_text, read_rows, value_at
 
 ONE_DIGIT_SUMS = {"name": "chain_sum", "parameters": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
@@ -193,7 +193,7 @@ def refuse(*_, **__):
     raise AssertionError("the network was asked")
 
 socket.getaddrinfo = socket.socket.connect = refuse
-from jaxselftrain.config import Questions
+from jaxselftrain.sections import Questions
 from jaxselftrain.errors import UserError
 from jaxselftrain.sources import as_text, read_rows
 
@@ -330,7 +330,7 @@ def test_a_wrong_task_or_parameter_is_named(task, says):
 def test_generated_questions_are_the_same_in_another_process():
     settings = dict(source="reasoning_gym", tasks=[{"name": "chain_sum"}, {"name": "gsm_symbolic"}], count=40)
     code = (
-        "import hashlib, json, sys; from jaxselftrain.config import Questions; from jaxselftrain.sources import read_rows\n"
+        "import hashlib, json, sys; from jaxselftrain.sections import Questions; from jaxselftrain.sources import read_rows\n"
         "rows = read_rows(Questions(**json.loads(sys.argv[1])))\n"
         "print(hashlib.sha256(repr([r.values['question'] for r in rows]).encode()).hexdigest())"
     )

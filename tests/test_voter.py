@@ -18,8 +18,8 @@ from processes import alive, children, wait_until
 
 from jaxselftrain import voter_worker, worker_pool
 from jaxselftrain.answers import answer_key, extract
-from jaxselftrain.config import Answer, Vote
 from jaxselftrain.errors import UserError
+from jaxselftrain.sections import Answer, Vote
 from jaxselftrain.voter import Voter
 
 BOXED = Answer(format="boxed")
@@ -209,7 +209,7 @@ def test_close_leaves_no_process_behind():
 def test_workers_end_when_the_parent_is_killed(text):
     code = f"""
         import threading, time
-        from jaxselftrain.config import Answer, Vote
+        from jaxselftrain.sections import Answer, Vote
         from jaxselftrain.voter import Voter
         voter = Voter(Answer(format="regex", pattern={LINE.pattern!r}), Vote(seconds=600))
         voter.read(["1"])
@@ -324,7 +324,7 @@ def test_the_main_module_is_not_imported_again(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "print('imported', __name__)\n"
-        "from jaxselftrain.config import Answer, Vote\n"
+        "from jaxselftrain.sections import Answer, Vote\n"
         "from jaxselftrain.voter import Voter\n"
         "print(Voter(Answer(), Vote(workers=2)).read(['\\\\boxed{1}']).keys)\n"  # and not closed
     )

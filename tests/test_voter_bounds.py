@@ -13,7 +13,7 @@ import pytest
 from processes import children, wait_until
 
 from jaxselftrain import worker_pool
-from jaxselftrain.config import Answer, Vote
+from jaxselftrain.sections import Answer, Vote
 from jaxselftrain.voter import MAX_CHARACTERS, Voter
 
 BOXED = Answer(format="boxed")
@@ -104,7 +104,7 @@ def test_a_text_that_breaks_its_worker_has_what_is_left_of_its_time_the_second_t
 def test_a_forked_child_is_told_and_its_end_leaves_the_parents_workers_alone():
     code = """
         import gc, os, sys
-        from jaxselftrain.config import Answer, Vote
+        from jaxselftrain.sections import Answer, Vote
         from jaxselftrain.voter import Voter
         voter = Voter(Answer(), Vote())
         print(voter.read(["\\\\boxed{1}"]).keys, flush=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxselftrain.answers import answer_key, is_opaque
-from jaxselftrain.config import Answer, Vote
+from jaxselftrain.sections import Answer, Vote
 from jaxselftrain.voter import Voter
 
 SECONDS = 0.5  # that the slowest answer may take in a warm worker

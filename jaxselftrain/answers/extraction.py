@@ -12,7 +12,7 @@ from jaxselftrain.answers.words import has_control_characters, is_placeholder, n
 from jaxselftrain.errors import UserError
 
 if TYPE_CHECKING:  # the voter's workers start faster without pydantic
-    from jaxselftrain.config import Answer
+    from jaxselftrain.sections import Answer
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|\\\\(?!boxed|fbox)|[{}]")
 

@@ -3,8 +3,8 @@
 # x 16 samples, 512 + 1024 tokens, bfloat16. One call, a few minutes; no model file and no network is needed.
 #   benchmarks/gpu.sh [--set FIELD=VALUE ...]
 # PYTHON is an interpreter with jaxselftrain and jax[cuda13] (python3); SIZE chooses among 1.5b, 1.5b-cudnn (with cuDNN's fused
-# attention), 7b (these three) and tiny, which takes a minute on a CPU; REPETITIONS (2); tables go to $OUT/gpu-SIZE.md, or to
-# runs/benchmarks.
+# attention), 1.5b-rows (all 1024 rows at once), 7b (these four) and tiny, which takes a minute on a CPU; REPETITIONS (2) come after
+# a call that warms up; tables go to $OUT/gpu-SIZE.md, or to runs/benchmarks.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 out=${OUT:-$root/runs/benchmarks}
@@ -25,7 +25,7 @@ gpu() { # what launch/gpu.sh sets for a run
 
 # The tokens of one question at a time go through the update: a million of them at once would need more than any device has.
 workload=(--workload 64,16,512,1024 --set update.micro_batches=64)
-for size in ${SIZE:-1.5b 1.5b-cudnn 7b}; do
+for size in ${SIZE:-1.5b 1.5b-cudnn 1.5b-rows 7b}; do
   case $size in
     1.5b)
       gpu
@@ -34,6 +34,10 @@ for size in ${SIZE:-1.5b 1.5b-cudnn 7b}; do
     1.5b-cudnn) # its sampling differs in the prefill alone: compare the update
       gpu
       measure 1.5b-cudnn --random qwen2.5-1.5b "${workload[@]}" --set model.attention=cudnn "$@"
+      ;;
+    1.5b-rows) # its update is the same: compare sampling
+      gpu
+      measure 1.5b-rows --random qwen2.5-1.5b "${workload[@]}" --set rollout.rows=1024 "$@"
       ;;
     7b) # weights and moments in bfloat16, rounded stochastically: 46 GB instead of 91
       gpu
@@ -45,7 +49,7 @@ for size in ${SIZE:-1.5b 1.5b-cudnn 7b}; do
       measure tiny --random tiny --workload 4,4,24,40 --set update.micro_batches=4 "${lean[@]}" "$@"
       ;;
     *)
-      echo "gpu.sh: SIZE=$size is none of 1.5b, 1.5b-cudnn, 7b, tiny" >&2
+      echo "gpu.sh: SIZE=$size is none of 1.5b, 1.5b-cudnn, 1.5b-rows, 7b, tiny" >&2
       exit 2
       ;;
   esac

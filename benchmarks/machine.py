@@ -9,6 +9,25 @@ import jax.numpy as jnp
 
 REPETITIONS = 5
 
+# device_kind starts with -> (dense bfloat16 FLOP/s, bytes/s), as their makers publish them; the first match counts
+DATA_SHEETS = {
+    "NVIDIA H200": (989e12, 4.8e12),
+    "NVIDIA H100 PCIe": (756e12, 2.0e12),
+    "NVIDIA H100": (989e12, 3.35e12),
+    "NVIDIA A100-SXM4-80GB": (312e12, 2.04e12),
+    "NVIDIA A100": (312e12, 1.55e12),
+    "NVIDIA L4": (121e12, 0.3e12),
+    "TPU v5 lite": (197e12, 0.82e12),
+    "TPU v5": (459e12, 2.77e12),
+    "TPU v6 lite": (918e12, 1.64e12),
+    "TPU v4": (275e12, 1.23e12),
+}
+
+
+def data_sheet(device_kind: str) -> tuple[float, float] | None:
+    """(dense bfloat16 operations, bytes) per second that the device's maker names, where the device is known here."""
+    return next((limits for start, limits in DATA_SHEETS.items() if device_kind.startswith(start)), None)
+
 
 def matmul_rate(dtype: str, size: int) -> float:
     """Operations per second of products of square matrices, several in a row; the best of a few repetitions."""

@@ -82,13 +82,13 @@ def measure(given: argparse.Namespace, found: Workload, limits: tuple[float, flo
         run.program = compiled  # the same program; jit would compile it once more
         run.call(learn=False, wanted=False)
         sampling, voting, learning = [], [], []
-        for _ in range(given.repetitions):
+        for _ in range(given.repetitions + 1):
             sampling.append(run.call(learn=False, wanted=True))
             voting.append(run.vote())
             learning.append(run.call(learn=True, wanted=False))
     finally:
         run.voter.close()
-    seconds = [statistics.median(taken) for taken in (sampling, voting, learning)]
+    seconds = [statistics.median(taken[1:]) for taken in (sampling, voting, learning)]  # the first calls warm up
     W = rows_per_question(config.rollout, parts.mesh, Q=found.Q, N=found.N)
     show_shares(config, parts.architecture, found, limits, seconds, compile_seconds, W=W)
     show_memory(config, parts.architecture, found, analysis, W=W)
@@ -132,6 +132,13 @@ def show_shares(config, a, found, limits, seconds, compile_seconds, *, W: int) -
         "The update's share of the matmul rate is its model FLOP utilisation against the rate measured here; activations "
         "computed again are not counted.",
     ]
+    sheet = machine.data_sheet(jax.devices()[0].device_kind)
+    if sheet is not None and config.model.compute_dtype == "bfloat16":
+        notes.append(
+            f"Of the data sheet's {si(sheet[0], 'FLOP/s')} and {si(sheet[1], 'B/s')}: the update reaches "
+            f"{learning.operations / sheet[0] / learned:.0%} of the operations, sampling {sampling.bytes / sheet[1] / sampled:.0%} "
+            "of the bandwidth."
+        )
     show(f"{found}: {a.name}, {parameters(a) / 1e6:,.0f} M parameters, {config.model.compute_dtype}", columns, rows, notes=notes)
 
 

@@ -20,6 +20,7 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import counts  # noqa: E402
+import machine  # noqa: E402
 from ours import make_config  # noqa: E402
 from shapes import SHAPES, word_tokenizer  # noqa: E402
 from workloads import WORKLOADS, questions, workload  # noqa: E402
@@ -209,6 +210,11 @@ def test_roofline_counts_and_reads_a_run(model, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     printed, _ = script("roofline.py", "--run", str(tmp_path))
     assert rows(printed, str(tmp_path))[-1] == ["idle", "2.000", "25.0%"]
+
+
+def test_data_sheets_are_found_by_the_names_that_jax_gives():
+    assert machine.data_sheet("NVIDIA H200") == (989e12, 4.8e12) and machine.data_sheet("TPU v5 lite") == (197e12, 0.82e12)
+    assert machine.data_sheet("TPU v5p") == (459e12, 2.77e12) and machine.data_sheet("cpu") is None
 
 
 @pytest.mark.long

@@ -108,20 +108,25 @@ class Config(Section):
             raise ValueError("update.kl_coefficient above 0 needs the initial policy: reference.keep must not be never")
         if "agreement" not in self.reward.parts and self.label != Label():
             raise ValueError(f"reward.kind = {self.reward.kind} reads no label: leave label.source at vote and label.noise at 0")
-        rows, most = self.rollout.rows, self.rollout.questions * self.vote.samples
-        if rows is not None and (rows % self.rollout.questions or rows > most):
+        devices = self.mesh.samples
+        for name, samples in {"vote.samples": self.vote.samples, "update.samples": self.samples_trained}.items():
+            if samples % devices:
+                raise ValueError(f"mesh.samples = {devices} does not divide {name} = {samples}")
+        rows, least, most = self.rollout.rows, self.rollout.questions * devices, self.rollout.questions * self.vote.samples
+        if rows is not None and (rows % least or rows > most):
+            by_samples = "" if devices == 1 else f" x mesh.samples = {devices}"
             raise ValueError(
-                f"rollout.rows = {rows} must be a multiple of rollout.questions = {self.rollout.questions}, and at most "
+                f"rollout.rows = {rows} must be a multiple of rollout.questions = {self.rollout.questions}{by_samples}, and at most "
                 f"rollout.questions x vote.samples = {most}"
             )
         questions, minibatches, micro = self.rollout.questions, self.update.minibatches, self.update.micro_batches
         if questions % minibatches:
             raise ValueError(f"update.minibatches = {minibatches} does not divide rollout.questions = {questions}")
-        per_step, samples = questions // minibatches, self.samples_trained
+        per_step, samples = questions // minibatches, self.samples_trained // devices
         if micro != "auto" and per_step % micro and (micro % per_step or samples % (micro // per_step)):
             raise ValueError(
                 f"update.micro_batches = {micro} must divide the {per_step} questions of an optimizer step, "
-                f"or be a multiple of them that splits the {samples} samples evenly"
+                f"or be a multiple of them that splits the {samples} samples {'' if devices == 1 else 'of a device '}evenly"
             )
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature = 0 gives equal samples and nothing to vote on; use a value above 0")

@@ -188,7 +188,7 @@ def run_evaluation(
         print(encoded.dropped(), file=sys.stderr)
     width = prompt_width(encoded.tokens)
     parts.check_context(width)
-    check_mesh(parts.mesh, parts.architecture, {"evaluate.batch": config.evaluate.batch})
+    check_mesh(parts.mesh, parts.architecture, rows={"evaluate.batch": config.evaluate.batch})
     if folder is not None:
         make_folder(folder)  # before what takes long, after what may be refused
     params, name = _weights(parts, run)

@@ -88,7 +88,7 @@ def _label(target: str, run: Path | None, config: Config, out: Path) -> None:
         print(encoded.dropped(), file=sys.stderr)
     width = prompt_width(encoded.tokens)
     parts.check_context(width)
-    check_mesh(parts.mesh, parts.architecture, {"evaluate.batch": config.evaluate.batch})
+    check_mesh(parts.mesh, parts.architecture, rows={"evaluate.batch": config.evaluate.batch})
     replace_text(settings, to_yaml(config))
     params = parts.params() if run is None else checkpoint_params(parts, run, step=None)[0]
     total = len(encoded.tokens)

@@ -35,7 +35,7 @@ from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Prompts, Rollouts
 from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, SUMMARY, begin_folder
 from jaxselftrain.sections import Questions
-from jaxselftrain.sharding import check_mesh, named
+from jaxselftrain.sharding import check_mesh, named, shards
 from jaxselftrain.start import Host, begin
 from jaxselftrain.step import compile_step, feedback_shardings
 from jaxselftrain.update import State
@@ -222,20 +222,22 @@ class Loop:
     def _check_batches(self, available: int, evaluates: bool) -> None:
         minibatches = self.config.update.minibatches
         name = "rollout.questions" if minibatches == 1 else "rollout.questions / update.minibatches"
-        batches = {name: self.config.rollout.questions // minibatches}
-        if evaluates:
-            batches["evaluate.batch"] = self.config.evaluate.batch
-        check_mesh(self.parts.mesh, self.parts.architecture, batches)
+        check_mesh(
+            self.parts.mesh,
+            self.parts.architecture,
+            questions={name: self.config.rollout.questions // minibatches},
+            rows={"evaluate.batch": self.config.evaluate.batch} if evaluates else {},
+        )
         if available < self.config.rollout.questions:
             raise UserError(f"rollout.questions = {self.config.rollout.questions}, but there are only {available} questions")
 
     def _tell_of_idle_devices(self) -> None:
-        rows = self.parts.mesh.shape["data"] * self.parts.mesh.shape["fsdp"]
-        fit = self.config.rollout.questions // self.config.update.minibatches // rows
-        if rows > 1 and self.config.micro_batches > fit:
+        devices = shards(self.parts.mesh, "questions")
+        fit = self.config.rollout.questions // self.config.update.minibatches // devices
+        if devices > 1 and self.config.micro_batches > fit:
             self.say(
                 f"update.micro_batches = {self.config.micro_batches} leaves devices idle in the update: "
-                f"up to {fit}, each part holds a question for every one of the {rows}"
+                f"up to {fit}, each part holds a question for every one of the {devices}"
             )
 
     def _prompts(self, batch: int) -> tuple[list[int], Prompts]:

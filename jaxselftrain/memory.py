@@ -19,6 +19,7 @@ from jaxselftrain.config import Config
 from jaxselftrain.errors import UserError
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Prompts, Sampling, empty_rollouts
+from jaxselftrain.sharding import shards
 from jaxselftrain.step import (
     abstract_state,
     compile_step,
@@ -47,8 +48,8 @@ def fit_memory(parts: Parts, width: int, *, limit: int, say: Callable[[str], Non
         return needs[key]
 
     mesh = parts.mesh
-    rows, platform = mesh.shape["data"] * mesh.shape["fsdp"], mesh.devices.flat[0].platform
-    for group in choices(parts.config, rows=rows, platform=platform):
+    devices, platform = shards(mesh, "questions"), mesh.devices.flat[0].platform
+    for group in choices(parts.config, devices=devices, platform=platform):
         if needed(group[-1]) > limit:  # the smallest of them: the others need not be tried
             continue
         config = next(config for config in group if needed(config) <= limit)
@@ -63,19 +64,19 @@ def fit_memory(parts: Parts, width: int, *, limit: int, say: Callable[[str], Non
     )
 
 
-def choices(config: Config, *, rows: int, platform: str) -> list[list[Config]]:
+def choices(config: Config, *, devices: int, platform: str) -> list[list[Config]]:
     """The configs to try, fastest first, in groups within which memory falls.
 
-    Splitting whole questions costs next to nothing while each part still fills the devices of `rows`; computing again what a
+    Splitting whole questions costs next to nothing while each part still has one for each of the `devices`; computing again what a
     layer does between its matrices costs little, whole layers a third more work; a split of a question's samples computes its
     prompt once for each part. On CPUs (measured on W1 and W2 of docs/performance.md) it is fastest to keep the results of
     matrices and to have parts of at least PART tokens: arrays of all tokens leave the caches, and new memory has its price.
     """
     micro, remat = config.update.micro_batches, config.model.remat
     questions, samples = config.rollout.questions // config.update.minibatches, config.samples_trained
-    counts = [n for n in range(1, questions + 1) if questions % n == 0 and questions // n % rows == 0] or [1]
+    counts = [n for n in range(1, questions + 1) if questions % n == 0 and questions // n % devices == 0] or [1]
     whole = [n for n in counts if n == counts[0] or n.bit_length() > counts[counts.index(n) - 1].bit_length()]  # about doubling
-    split = [questions * n for n in range(2, samples + 1) if samples % n == 0 and rows == 1]
+    split = [questions * n for n in range(2, samples + 1) if samples % (n * config.mesh.samples) == 0 and devices == 1]
     levels = ["none", "dots", "layers"]
     if platform == "cpu":
         tokens = questions * samples * config.rollout.max_tokens

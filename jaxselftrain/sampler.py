@@ -21,7 +21,7 @@ from jaxselftrain.lanes import Lanes, first_lanes, may_move, move, on_each_devic
 from jaxselftrain.model.policy import Cache, Policy, ready
 from jaxselftrain.rollouts import Prompts, Rollouts, empty_rollouts
 from jaxselftrain.sections import Rollout
-from jaxselftrain.sharding import constrain, shards_of_rows
+from jaxselftrain.sharding import constrain, shards
 from jaxselftrain.stopping import STOPPED
 
 SMALLEST_CACHE = 32  # slots of a row's cache: fewer save nothing
@@ -44,15 +44,18 @@ def token_noise(noise: jax.Array, slot_Q: jax.Array, sample_QW: jax.Array, posit
     return jax.vmap(jax.vmap(one, (None, 0, 0)))(slot_Q, sample_QW, position_QW)
 
 
-def rows_per_question(config: Rollout, mesh: Mesh, *, Q: int, N: int) -> int:
+def rows_per_question(config: Rollout, mesh: Mesh, *, Q: int, N: int, parts: int = 1) -> int:
     """W, the rows that take turns at a question's N samples: as `rollout.rows` has it, or the fewest that keep the devices busy.
+
+    Where a question's samples are split into parts, W is of each part, a divisor of N / parts.
 
     Fewer rows hold fewer caches and wait less for the longest responses. But every decode step reads all weights, so there must
     be enough rows to make their multiplications, not this reading, what takes the time. All rows have equally many samples,
     so that none is idle when lengths are equal. Responses too short to differ much in length are sampled all at once.
     """
+    Q, N = Q * parts, N // parts
     if config.rows is not None:
-        return min(config.rows // config.questions, N)
+        return min(max(config.rows // (config.questions * parts), 1), N)
     if config.max_tokens <= SHORT:
         return N
     devices = list(mesh.devices.flat)
@@ -62,16 +65,26 @@ def rows_per_question(config: Rollout, mesh: Mesh, *, Q: int, N: int) -> int:
 
 
 def sample(
-    graph: nnx.GraphDef, params: dict[str, jax.Array], prompts: Prompts, *, N: int, T: int, W: int, confidence: bool = False
+    graph: nnx.GraphDef,
+    params: dict[str, jax.Array],
+    prompts: Prompts,
+    *,
+    N: int,
+    T: int,
+    W: int,
+    parts: int = 1,
+    confidence: bool = False,
 ) -> Rollouts:
-    """Samples N responses of at most T tokens to each prompt, W <= N of a question's at a time.
+    """Samples N responses of at most T tokens to each prompt.
 
-    With `confidence` each token's distribution is measured as well, which is one more pass over the logits.
+    A question's samples are split into parts, one for each device of the mesh's axis `samples` or 1, each of which computes the
+    prompt and samples W <= N / parts at a time. With `confidence` each token's distribution is measured as well, which is one more
+    pass over the logits.
     """
     Q, C = prompts.tokens_QC.shape
 
     def go(params):
-        return _sample(graph, params, prompts, N=N, T=T, W=W, confidence=confidence)
+        return _sample(graph, params, prompts, N=N, T=T, W=W, parts=parts, confidence=confidence)
 
     return jax.lax.cond(prompts.wanted, go, lambda _: empty_rollouts(Q=Q, N=N, C=C, T=T, confidence=confidence), params)
 
@@ -82,18 +95,20 @@ class Asked:
     """What a lane's rows read of the question that the lane works on."""
 
     slot_Q: jax.Array
+    start_Q: jax.Array  # the number, among all of the question's, of the first sample of the lane's part
     length_Q: jax.Array
     first_QD: jax.Array  # the prompt's last hidden state, from which first tokens are drawn without a prefill
     cache: Cache
 
-    def of_lanes(self, source_Q: jax.Array, shards: int) -> Asked:
+    def of_lanes(self, source_Q: jax.Array, devices: int) -> Asked:
         """The same, after each lane has copied what the lane source_Q of its device reads."""
 
         def copy(x, axis=0):
-            x = on_each_device(lambda x, source_Q: x[source_Q], shards, x.swapaxes(0, axis), source_Q)
+            x = on_each_device(lambda x, source_Q: x[source_Q], devices, x.swapaxes(0, axis), source_Q)
             return x.swapaxes(0, axis)
 
-        return Asked(copy(self.slot_Q), copy(self.length_Q), copy(self.first_QD), Cache(*(copy(x, 1) for x in self.cache)))
+        per_lane = (copy(x) for x in (self.slot_Q, self.start_Q, self.length_Q, self.first_QD))
+        return Asked(*per_lane, Cache(*(copy(x, 1) for x in self.cache)))
 
 
 @jax.tree_util.register_dataclass
@@ -132,12 +147,18 @@ class Work:
     state_QW: jax.Array  # where it stands in the stop table
 
 
-def _sample(graph, params, prompts, *, N, T, W, confidence):
+def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
+    """In here a part of a question is a question of its own: Q counts them all, N the samples of each."""
     policy: Policy = ready(graph, params)
-    Q = prompts.tokens_QC.shape[0]
-    shards = shards_of_rows(policy.mesh)
-    first_QD, prompt_cache = policy.prefill(prompts.tokens_QC, prompts.length_Q)
-    asked = Asked(prompts.slot_Q, prompts.length_Q, first_QD, prompt_cache)
+    questions, Q, N = len(prompts.slot_Q), len(prompts.slot_Q) * parts, N // parts
+    devices = shards(policy.mesh, "rows")
+    start_Q = jnp.tile(jnp.arange(parts) * N, questions)
+    tokens_QC, length_Q, slot_Q, start_Q = (
+        constrain(x, policy.mesh, "rows")
+        for x in (*(jnp.repeat(x, parts, 0) for x in (prompts.tokens_QC, prompts.length_Q, prompts.slot_Q)), start_Q)
+    )
+    first_QD, prompt_cache = policy.prefill(tokens_QC, length_Q)
+    asked = Asked(slot_Q, start_Q, length_Q, first_QD, prompt_cache)
     work = _first_work(policy, asked, N=N, T=T, W=W, confidence=confidence)
     # One row a question is enough for the first tokens: its samples all start from the same logits.
     work = _draw(policy, prompts, work, first_QD[:, None])
@@ -153,8 +174,8 @@ def _sample(graph, params, prompts, *, N, T, W, confidence):
 
     def move_on(carry):
         t, work, cache = carry
-        lanes, source_Q = move(work.lanes, N=N, shards=shards)
-        return t, replace(work, lanes=lanes, asked=work.asked.of_lanes(source_Q, shards)), cache
+        lanes, source_Q = move(work.lanes, N=N, shards=devices)
+        return t, replace(work, lanes=lanes, asked=work.asked.of_lanes(source_Q, devices)), cache
 
     def go_on(t, work, cache, sizes):
         """With caches of sizes[0] slots until a row needs more; larger ones are made only if there is such a row."""
@@ -165,12 +186,12 @@ def _sample(graph, params, prompts, *, N, T, W, confidence):
             return busy(work) & (oldest <= sizes[0])
 
         def settled(carry):
-            return fits(carry) & ~may_move(carry[1].lanes, N=N, shards=shards)
+            return fits(carry) & ~may_move(carry[1].lanes, N=N, shards=devices)
 
         def until_a_lane_moves(carry):  # moving copies all prompts' keys and values, so it stands outside the loop over tokens
             return move_on(jax.lax.while_loop(settled, one_more, carry))
 
-        may_ever_move = W < N and Q > shards
+        may_ever_move = W < N and Q > devices
         t, work, cache = jax.lax.while_loop(fits, until_a_lane_moves if may_ever_move else one_more, (t, work, cache))
         if len(sizes) == 1:
             return work
@@ -185,6 +206,7 @@ def _sample(graph, params, prompts, *, N, T, W, confidence):
 
     sizes = segments(T)
     drawn = go_on(jnp.int32(0), work, policy.empty_cache(Q, W, sizes[0]), sizes).drawn
+    drawn = jax.tree.map(lambda x: x.reshape(questions, N * parts, *x.shape[2:]), drawn)
     return Rollouts(
         prompt_QC=prompts.tokens_QC,
         prompt_length_Q=prompts.length_Q,
@@ -213,7 +235,7 @@ def _first_work(policy: Policy, asked: Asked, *, N: int, T: int, W: int, confide
         ended_QN=jnp.zeros((Q, N), bool),
         confidence=no_confidence(Q, N) if confidence else None,
     )
-    lanes = first_lanes(Q=Q, W=W, shards=shards_of_rows(policy.mesh))
+    lanes = first_lanes(Q=Q, W=W, shards=shards(policy.mesh, "rows"))
     lanes, drawn, zeros_QW = jax.tree.map(lambda x: constrain(x, policy.mesh, "rows"), (lanes, drawn, zeros_QW))
     return Work(lanes, asked, drawn, age_QW=zeros_QW, token_QW=zeros_QW, state_QW=zeros_QW)
 
@@ -221,13 +243,14 @@ def _first_work(policy: Policy, asked: Asked, *, N: int, T: int, W: int, confide
 def _draw(policy: Policy, prompts: Prompts, work: Work, hidden_QWD: jax.Array) -> Work:
     """Draws the next token of every row (hidden states [Q, W or 1, D]), and gives rows that finished their next sample."""
     settings, lanes, (Q, N, T) = prompts.sampling, work.lanes, work.drawn.tokens_QNT.shape
-    sample_QW, age_QW, W, shards = lanes.sample_QW, work.age_QW, work.age_QW.shape[1], shards_of_rows(policy.mesh)
+    sample_QW, age_QW, W, devices = lanes.sample_QW, work.age_QW, work.age_QW.shape[1], shards(policy.mesh, "rows")
+    number_QW = work.asked.start_Q[:, None] + jnp.minimum(sample_QW, N - 1)
     logits_QWV = policy.logits(hidden_QWD)
     V = logits_QWV.shape[-1]
-    temperature_QW = settings.temperature_N[jnp.minimum(sample_QW, N - 1)]
+    temperature_QW = settings.temperature_N[number_QW]
     token_X, logp_X = draw(
         jnp.broadcast_to(logits_QWV, (Q, W, V)).reshape(Q * W, V),
-        token_noise(prompts.noise, work.asked.slot_Q, sample_QW, age_QW).reshape(Q * W),
+        token_noise(prompts.noise, work.asked.slot_Q, number_QW, age_QW).reshape(Q * W),
         temperature_X=temperature_QW.reshape(Q * W),
         top_p=settings.top_p,
         top_k=settings.top_k,
@@ -242,9 +265,9 @@ def _draw(policy: Policy, prompts: Prompts, work: Work, hidden_QWD: jax.Array) -
     new = (lanes.question_Q, sample_QW, age_QW, token_QW, logp_QW, ended_QW, confidence)
     going_QW = (sample_QW < N) & ~ended_QW & (age_QW + 1 < T)
     return Work(
-        lanes=take(lanes, ~going_QW, N=N, shards=shards),
+        lanes=take(lanes, ~going_QW, N=N, shards=devices),
         asked=work.asked,
-        drawn=on_each_device(Drawn.with_tokens, shards, work.drawn, *new),
+        drawn=on_each_device(Drawn.with_tokens, devices, work.drawn, *new),
         age_QW=jnp.where(going_QW, age_QW + 1, 0),
         token_QW=jnp.where(going_QW, token_QW, 0),
         state_QW=jnp.where(going_QW, state_QW, 0),

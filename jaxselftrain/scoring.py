@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxselftrain.model.attention import wide_dtype
 from jaxselftrain.model.policy import Policy, output_logits
-from jaxselftrain.sharding import ROWS
+from jaxselftrain.sharding import shards
 
 if TYPE_CHECKING:
     from jaxselftrain.update import Batch
@@ -27,8 +27,7 @@ def score(policy: Policy, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """(log-prob of each response token, entropy of its distribution in nats), [Q, M, T] float32, at the sampling temperature."""
     hidden_QMTD = policy.responses(batch.prompt_QC, batch.prompt_length_Q, batch.tokens_QMT)
     Q, M, T, D = hidden_QMTD.shape
-    devices = 1 if policy.mesh is None else policy.mesh.shape[ROWS[0]] * policy.mesh.shape[ROWS[1]]
-    most = LOGIT_BYTES * devices // (4 * Q * policy.architecture.V)
+    most = LOGIT_BYTES * shards(policy.mesh, "rows") // (4 * Q * policy.architecture.V)
     temperature_QMT = jnp.broadcast_to(batch.temperature_QM[..., None], (Q, M, T))
     tokens_QX, temperature_QX = (x.reshape(Q, M * T) for x in (batch.tokens_QMT, temperature_QMT))
     hidden_QXD = hidden_QMTD.reshape(Q, M * T, D)

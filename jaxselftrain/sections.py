@@ -286,6 +286,7 @@ class Optimizer(Section):
 class Mesh(Section):
     data: int = free(-1, "data-parallel devices; -1: all that the other axes leave", ge=-1)
     fsdp: int = free(1, "devices that shard the weights along the model dimension and also split the batch", ge=1)
+    samples: int = free(1, "devices that split the samples of each question, for more devices than rollout.questions", ge=1)
     tensor: int = free(1, "devices that shard heads, mlp and vocabulary", ge=1)
 
     @model_validator(mode="after")

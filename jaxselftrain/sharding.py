@@ -1,7 +1,8 @@
 """Takes the mesh section of the config, gives the device mesh and where every array lies on it.
 
-Mesh axes: `data` splits questions; `fsdp` splits questions too, and the weights along D; `tensor` splits heads, mlp and
-vocabulary. Everything that varies by question is split over (data, fsdp).
+Mesh axes: `data` splits questions; `fsdp` splits questions too, and the weights along D; `samples` splits each question's samples,
+for more devices than questions; `tensor` splits heads, mlp and vocabulary. What varies by question is split over (data, fsdp); where
+samples are split, a question has a part on each device of `samples`, with a copy of its prompt: parts, question-major, are "rows".
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from jaxselftrain import sections
 from jaxselftrain.errors import UserError
 from jaxselftrain.model.architecture import Architecture
 
-ROWS = ("data", "fsdp")
+QUESTIONS = ("data", "fsdp")
+ROWS = (*QUESTIONS, "samples")
+SEVERAL = {"questions": QUESTIONS, "rows": ROWS}
 RULES = (  # the first match wins, and every parameter must have one
     ("embed_VD", ("tensor", "fsdp")),
     ("unembed_DV", ("fsdp", "tensor")),
@@ -37,16 +40,16 @@ RULES = (  # the first match wins, and every parameter must have one
 
 
 def make_mesh(mesh: sections.Mesh, devices: list | None = None) -> Mesh:
-    """The (data, fsdp, tensor) mesh over all devices. Raises UserError when the axes do not multiply to their number."""
+    """The (data, fsdp, samples, tensor) mesh over all devices. Raises UserError when the axes do not multiply to their number."""
     devices = _devices() if devices is None else devices
-    inner = mesh.fsdp * mesh.tensor
+    inner = mesh.fsdp * mesh.samples * mesh.tensor
     data = len(devices) // inner if mesh.data == -1 else mesh.data
     if data * inner != len(devices):
         raise UserError(
-            f"mesh: data = {mesh.data} x fsdp = {mesh.fsdp} x tensor = {mesh.tensor} does not make the "
-            f"{len(devices)} devices there are; set mesh.data=-1 and choose fsdp and tensor that divide {len(devices)}"
+            f"mesh: data = {mesh.data} x fsdp = {mesh.fsdp} x samples = {mesh.samples} x tensor = {mesh.tensor} does not make the "
+            f"{len(devices)} devices there are; set mesh.data=-1 and choose fsdp, samples and tensor that divide {len(devices)}"
         )
-    return Mesh(np.asarray(devices).reshape(data, mesh.fsdp, mesh.tensor), ("data", "fsdp", "tensor"))
+    return Mesh(np.asarray(devices).reshape(data, mesh.fsdp, mesh.samples, mesh.tensor), (*ROWS, "tensor"))
 
 
 def _devices() -> list[jax.Device]:
@@ -61,12 +64,26 @@ def _devices() -> list[jax.Device]:
         ) from None
 
 
-def check_mesh(mesh: Mesh, architecture: Architecture, batches: Mapping[str, int]) -> None:
-    """Raises UserError unless every axis divides what it splits; `batches` are field name -> number of questions."""
-    rows = shards_of_rows(mesh)
-    for field, count in batches.items():
-        if count % rows:
-            raise UserError(f"{field} = {count} is not divisible by the mesh: data x fsdp = {rows} devices split the questions")
+def check_mesh(
+    mesh: Mesh,
+    architecture: Architecture,
+    *,
+    questions: Mapping[str, int] | None = None,
+    rows: Mapping[str, int] | None = None,
+) -> None:
+    """Raises UserError unless every axis divides what it splits.
+
+    Both mappings are field name -> number of questions, split by data x fsdp and by mesh.samples as well.
+    """
+    told = {"questions": "data x fsdp", "rows": "data x fsdp x samples"}
+    for axis, counts in {"questions": questions, "rows": rows}.items():
+        for field, count in (counts or {}).items():
+            if count % shards(mesh, axis):
+                instead = "; mesh.samples can split each question's samples instead" if axis == "questions" else ""
+                raise UserError(
+                    f"{field} = {count} is not divisible by the mesh: {told[axis]} = {shards(mesh, axis)} devices split the "
+                    f"questions{instead}"
+                )
     for axis, letters in (("tensor", "HFV"), ("fsdp", "D")):
         for letter in letters:
             if getattr(architecture, letter) % mesh.shape[axis]:
@@ -89,17 +106,17 @@ def param_shardings(mesh: Mesh, architecture: Architecture) -> dict[str, NamedSh
     return out
 
 
-def shards_of_rows(mesh: Mesh | None) -> int:
-    """Over how many devices "rows" are split; 1 without a mesh."""
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+def shards(mesh: Mesh | None, axis: str) -> int:
+    """Over how many devices an axis, or "questions", or "rows", is split; 1 without a mesh."""
+    return 1 if mesh is None else math.prod(mesh.shape[name] for name in SEVERAL.get(axis, (axis,)))
 
 
 def named(mesh: Mesh, *axes: str | None, kv_heads: int | None = None) -> NamedSharding:
-    """A NamedSharding from axis names; "rows" is (data, fsdp); "kv_heads" is tensor where it divides them, else whole."""
+    """A NamedSharding from axis names; "questions" and "rows" are several; "kv_heads" is tensor where it divides them, else whole."""
 
     def resolve(axis):
-        if axis == "rows":
-            return ROWS
+        if axis in SEVERAL:
+            return SEVERAL[axis]
         if axis == "kv_heads":
             return "tensor" if kv_heads is not None and kv_heads % mesh.shape["tensor"] == 0 else None
         return axis

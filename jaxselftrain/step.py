@@ -25,7 +25,7 @@ from jaxselftrain.optimizer import adamw, init_moments
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Prompts, Rollouts, Sampling
 from jaxselftrain.sampler import rows_per_question, sample
-from jaxselftrain.sharding import named, param_shardings
+from jaxselftrain.sharding import named, param_shardings, shards
 from jaxselftrain.update import State, learn
 
 jax.tree_util.register_dataclass(
@@ -43,8 +43,12 @@ def step(
     prompts: Prompts,
     *,
     W: int,
+    parts: int,
 ) -> tuple[State, Rollouts, dict[str, jax.Array]]:
-    """Learn from the rollouts just voted on, then sample the next questions with the new weights, W rows a question."""
+    """Learn from the rollouts just voted on, then sample the next questions with the new weights.
+
+    A question's samples are split into parts over devices; each has W rows.
+    """
 
     def update(state):
         return learn(graph, transform, config, state, rollouts, feedback)
@@ -55,17 +59,18 @@ def step(
 
     state, metrics = jax.lax.cond(feedback.learn, update, skip, state)
     N, T = config.vote.samples, config.rollout.max_tokens
-    rollouts = sample(graph, state.params, prompts, N=N, T=T, W=W, confidence=config.measures_confidence)
+    rollouts = sample(graph, state.params, prompts, N=N, T=T, W=W, parts=parts, confidence=config.measures_confidence)
     return state, rollouts, metrics
 
 
 def compile_step(graph: nnx.GraphDef, config: Config, architecture: Architecture, mesh: Mesh) -> jax.stages.Wrapped:
     """The training program, `step` with its first three arguments filled in; state and rollouts are donated."""
     transform = make_transform(config)
-    W = rows_per_question(config.rollout, mesh, Q=config.rollout.questions, N=config.vote.samples)
+    parts = shards(mesh, "samples")
+    W = rows_per_question(config.rollout, mesh, Q=config.rollout.questions, N=config.vote.samples, parts=parts)
 
     def train_step(state, rollouts, feedback, prompts):
-        return step(graph, transform, config, state, rollouts, feedback, prompts, W=W)
+        return step(graph, transform, config, state, rollouts, feedback, prompts, W=W, parts=parts)
 
     state_at = state_shardings(config, architecture, mesh)
     rollouts_at, whole = rollout_shardings(mesh, confidence=config.measures_confidence), named(mesh)
@@ -88,7 +93,7 @@ def compile_sample(
     return jax.jit(
         sample_only,
         in_shardings=(param_shardings(mesh, architecture), prompt_shardings(mesh)),
-        out_shardings=rollout_shardings(mesh),
+        out_shardings=rollout_shardings(mesh, split_samples=False),
     )
 
 
@@ -124,16 +129,28 @@ def state_shardings(config: Config, architecture: Architecture, mesh: Mesh) -> S
     return jax.tree_util.tree_map_with_path(place, abstract_state(config, architecture))
 
 
-def rollout_shardings(mesh: Mesh, *, confidence: bool = False) -> Rollouts:
-    rows = named(mesh, "rows")
-    return Rollouts(rows, rows, rows, rows, rows, rows, named(mesh), Confidence(rows, rows, rows) if confidence else None)
+def rollout_shardings(mesh: Mesh, *, confidence: bool = False, split_samples: bool = True) -> Rollouts:
+    """Where rollouts lie: samples split as well, as in training, or whole questions on every device, as in evaluation."""
+    by_question, by_sample = named(mesh, "questions"), named(mesh, "questions", "samples")
+    if not split_samples:
+        by_question = by_sample = named(mesh, "rows")
+    return Rollouts(
+        prompt_QC=by_question,
+        prompt_length_Q=by_question,
+        tokens_QNT=by_sample,
+        length_QN=by_sample,
+        ended_QN=by_sample,
+        logp_QNT=by_sample,
+        temperature_N=named(mesh),
+        confidence=Confidence(by_sample, by_sample, by_sample) if confidence else None,
+    )
 
 
 def prompt_shardings(mesh: Mesh) -> Prompts:
-    rows, whole = named(mesh, "rows"), named(mesh)
-    return Prompts(rows, rows, rows, whole, whole, Sampling(whole, whole, whole, whole))
+    by_question, whole = named(mesh, "questions"), named(mesh)
+    return Prompts(by_question, by_question, by_question, whole, whole, Sampling(whole, whole, whole, whole))
 
 
 def feedback_shardings(mesh: Mesh) -> Feedback:
-    rows, whole = named(mesh, "rows"), named(mesh)
-    return Feedback(reward_QN=rows, weight_QN=rows, kl_weight_Q=rows, chosen_QM=rows, learn=whole)
+    by_question, whole = named(mesh, "questions"), named(mesh)
+    return Feedback(reward_QN=by_question, weight_QN=by_question, kl_weight_Q=by_question, chosen_QM=by_question, learn=whole)

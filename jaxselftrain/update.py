@@ -74,7 +74,7 @@ def learn(
     """One update: epochs x minibatches optimizer steps over the chosen samples; metrics are means over those steps."""
     settings = config.update
     batch = make_batch(config, rollouts, feedback)
-    splits_questions = config.micro_batches > batch.prompt_length_Q.shape[0] // settings.minibatches
+    splits_questions = config.micro_batches > batch.prompt_length_Q.shape[0] // settings.minibatches or config.mesh.samples > 1
     if settings.epochs * settings.minibatches > 1 or (splits_questions and config.charges_kl_in_reward):
         batch = _score_first(graph, config, state, batch)
     elif not config.charges_kl_in_reward:  # before a question's samples are split
@@ -139,7 +139,7 @@ def gradient(graph: nnx.GraphDef, config: Config, state: State, batch: Batch):
     """(gradient in float32, sums of metrics) of the loss over one optimizer step's questions, in micro-batches."""
     Q = batch.prompt_length_Q.shape[0]
     micro = config.micro_batches
-    parts = _split(batch, min(micro, Q), max(micro // Q, 1))
+    parts = _split(batch, min(micro, Q), max(micro // Q, 1), devices=config.mesh.samples)
     value_and_grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
 
     def add(total, part):
@@ -222,25 +222,29 @@ def _score_first(graph, config, state, batch):
             return old_QMT, None
         return old_QMT, score(ready(graph, state.reference), part)[0]
 
-    old_QMT, reference_QMT = _join(jax.lax.map(one, _split(batch, groups, pieces)), groups, pieces)
+    devices = config.mesh.samples
+    scores = jax.lax.map(one, _split(batch, groups, pieces, devices=devices))
+    old_QMT, reference_QMT = _join(scores, groups, pieces, devices=devices)
     advantage_QM = _advantage(config, batch, old_QMT, reference_QMT)
     return replace(batch, old_QMT=old_QMT, reference_QMT=reference_QMT, advantage_QM=advantage_QM)
 
 
-def _split(batch: Batch, groups: int, pieces: int) -> Batch:
-    """[Q, M, ...] arrays -> [groups * pieces, Q / groups, M / pieces, ...].
+def _split(batch: Batch, groups: int, pieces: int, *, devices: int = 1) -> Batch:
+    """[Q, M, ...] arrays -> [groups * pieces, Q / groups * devices, M / pieces / devices, ...].
 
-    Group j holds every groups-th question from j on: on a mesh each device then splits its own questions.
+    Group j holds every groups-th question from j on: on a mesh each device then splits its own questions. Where devices split the
+    samples of a question, what each of them has is a question of its own.
     """
 
     def split_questions(x):  # no samples axis: each piece brings its prompts along
         x = x.reshape(x.shape[0] // groups, groups, *x.shape[1:]).swapaxes(0, 1)
-        return jnp.repeat(x, pieces, 0)
+        return jnp.repeat(jnp.repeat(x, pieces, 0), devices, 1)
 
     def split_samples(x):
         Q, M, *rest = x.shape
         x = x.reshape(Q // groups, groups, pieces, M // pieces, *rest)
-        return x.transpose(1, 2, 0, 3, *range(4, x.ndim)).reshape(groups * pieces, Q // groups, M // pieces, *rest)
+        x = x.transpose(1, 2, 0, 3, *range(4, x.ndim))
+        return x.reshape(groups * pieces, Q // groups * devices, M // pieces // devices, *rest)
 
     arrays = {field.name: getattr(batch, field.name) for field in fields(batch)}
     parts = {
@@ -249,11 +253,11 @@ def _split(batch: Batch, groups: int, pieces: int) -> Batch:
     return replace(batch, **parts)
 
 
-def _join(parts, groups: int, pieces: int):
+def _join(parts, groups: int, pieces: int, *, devices: int):
     """The inverse of _split for arrays with a samples axis."""
 
     def join(x):
-        _, q, m, *rest = x.shape
+        q, m, *rest = x.shape[1] // devices, x.shape[2] * devices, *x.shape[3:]
         x = x.reshape(groups, pieces, q, m, *rest).transpose(2, 0, 1, 3, *range(4, x.ndim + 1))
         return x.reshape(q * groups, m * pieces, *rest)
 

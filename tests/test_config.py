@@ -140,6 +140,17 @@ def test_a_value_out_of_bounds_is_named_with_the_bound(values, says):
         ({"update": {"minibatches": 3}}, "update.minibatches = 3 does not divide rollout.questions = 16"),
         ({"update": {"micro_batches": 5}}, "update.micro_batches = 5 must divide the 16 questions of an optimizer step"),
         ({"update": {"micro_batches": 16 * 3}}, "update.micro_batches = 48 must divide"),
+        ({"mesh": {"samples": 3}}, "mesh.samples = 3 does not divide vote.samples = 32"),
+        ({"mesh": {"samples": 4}, "update": {"samples": 6}}, "mesh.samples = 4 does not divide update.samples = 6"),
+        (
+            {"mesh": {"samples": 2}, "rollout": {"rows": 16}},
+            "rollout.rows = 16 must be a multiple of rollout.questions = 16 x mesh.samples = 2, and at most",
+        ),
+        (
+            {"mesh": {"samples": 4}, "update": {"micro_batches": 16 * 16}},
+            "update.micro_batches = 256 must divide the 16 questions of an optimizer step, or be a multiple of them that splits "
+            "the 8 samples of a device evenly",
+        ),
     ],
 )
 def test_an_impossible_combination_is_one_sentence_with_the_fields(values, says):

@@ -33,16 +33,16 @@ def chosen(config):
     return config.update.micro_batches, config.model.remat
 
 
-def groups(config, rows, platform):
-    return [[chosen(config) for config in group] for group in choices(config, rows=rows, platform=platform)]
+def groups(config, devices, platform):
+    return [[chosen(config) for config in group] for group in choices(config, devices=devices, platform=platform)]
 
 
 def test_choices_go_from_fast_to_small_and_leave_no_device_idle(home):
     config = parts_of(home, "auto", "auto").config  # 16 questions of 4 samples
-    for rows, counts in {1: [1, 2, 4, 8, 16], 2: [1, 2, 4, 8], 8: [1, 2]}.items():
+    for devices, counts in {1: [1, 2, 4, 8, 16], 2: [1, 2, 4, 8], 8: [1, 2]}.items():
         want = [[(n, remat) for n in counts] for remat in ("none", "dots", "layers")]
-        want += [[(32, "layers"), (64, "layers")]] * (rows == 1)  # a question's samples apart only when nothing else fits
-        assert groups(config, rows, "gpu") == want
+        want += [[(32, "layers"), (64, "layers")]] * (devices == 1)  # a question's samples apart only when nothing else fits
+        assert groups(config, devices, "gpu") == want
     assert groups(parts_of(home, "auto", "none").config, 2, "gpu") == [[(n, "none") for n in (1, 2, 4, 8)]]
     assert groups(parts_of(home, 4, "auto").config, 2, "gpu") == [[(4, remat)] for remat in ("none", "dots", "layers")]
 

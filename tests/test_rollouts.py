@@ -175,4 +175,7 @@ def test_rows_are_the_fewest_that_keep_the_devices_busy(platform, Q, N, axes, W)
     assert rows_per_question(Rollout(questions=Q), mesh, Q=Q, N=N) == W
     assert rows_per_question(Rollout(questions=Q, max_tokens=32), mesh, Q=Q, N=N) == N  # lengths cannot differ much
     assert rows_per_question(Rollout(questions=Q, rows=3 * Q), mesh, Q=Q, N=N) == 3
+    assert rows_per_question(Rollout(questions=Q, rows=4 * Q), mesh, Q=Q, N=N, parts=2) == 2
+    apart = rows_per_question(Rollout(questions=Q), mesh, Q=Q, N=N, parts=2)
+    assert apart == rows_per_question(Rollout(questions=2 * Q), mesh, Q=2 * Q, N=N // 2)
     assert rows_per_question(Rollout(questions=Q, rows=N * Q), mesh, Q=Q, N=N - 1) == N - 1  # an evaluation of fewer samples

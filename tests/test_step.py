@@ -1,5 +1,6 @@
 """The compiled step: fused against separate, sharded against one device, and what it may never do."""
 
+import math
 from dataclasses import replace
 from functools import cache, partial
 
@@ -30,26 +31,28 @@ from jaxselftrain.sharding import named, param_shardings
 from jaxselftrain.step import compile_sample, compile_step, make_transform, prompt_shardings
 from jaxselftrain.update import learn
 
-MESHES = [(data, fsdp, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if 8 % (data * fsdp) == 0]
+AXES = ("data", "fsdp", "samples", "tensor")
+ONE = (1, 1, 1, 1)
+MESHES = [(data, fsdp, 1, 8 // data // fsdp) for data in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if 8 % (data * fsdp) == 0]
+MESHES += [(1, 1, 2, 4), (2, 1, 4, 1), (2, 2, 2, 1)]  # a question's samples on several devices
 UPDATE = {"kl_coefficient": 0.1, "kl_in": "loss"}
 
 
 @cache
 def program_of(mesh_shape):
-    data, fsdp, tensor = mesh_shape
-    config = tiny_config(update=UPDATE, mesh={"data": data, "fsdp": fsdp, "tensor": tensor})
-    mesh = mesh_of(config, data * fsdp * tensor)
+    config = tiny_config(update=UPDATE, mesh=dict(zip(AXES, mesh_shape, strict=True)))
+    mesh = mesh_of(config, math.prod(mesh_shape))
     return config, mesh, compile_step(graph(mesh), config, TINY, mesh)
 
 
-def run_once(mesh_shape=(1, 1, 1), *, learning=True):
+def run_once(mesh_shape=ONE, *, learning=True):
     config, mesh, program = program_of(mesh_shape)
     decided = votes() if learning else not_learning(votes())
     return program(state(config, mesh, reference=params(seed=5)), *place(mesh, rollouts(), decided, prompts()))
 
 
 def test_fused_is_update_then_sample_bit_for_bit():
-    config, mesh, _ = program_of((1, 1, 1))
+    config, mesh, _ = program_of(ONE)
     policy = graph(mesh)
     end, new, metrics = run_once()
     start = state(config, mesh, reference=params(seed=5))
@@ -59,7 +62,7 @@ def test_fused_is_update_then_sample_bit_for_bit():
 
 
 def test_without_learning_the_state_comes_back_unchanged():
-    config, mesh, _ = program_of((1, 1, 1))
+    config, mesh, _ = program_of(ONE)
     end, new, metrics = run_once(learning=False)
     assert equal_bits(end, state(config, mesh, reference=params(seed=5)))
     assert not any(np.asarray(x).any() for x in metrics.values())
@@ -80,15 +83,15 @@ def test_eight_devices_make_the_same_step_as_one(mesh_shape):
 
 
 def test_weights_and_moments_are_spread_over_fsdp_and_tensor():
-    end, _, _ = run_once((2, 2, 2))
+    end, _, _ = run_once((2, 2, 1, 2))
     for tree in (end.params, end.moments[1][0].nu):
         shard = tree["w_gate_LDF"].addressable_shards[0].data.shape
         assert shard == (TINY.L, TINY.D // 2, TINY.F // 2)
 
 
-@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("mesh_shape", [(8, 1, 1, 1), (2, 2, 1, 2), (1, 1, 1, 8), (2, 2, 2, 1)])
 def test_rows_that_take_turns_sample_the_same_on_any_mesh(mesh_shape):
-    config = tiny_config(mesh=dict(zip(("data", "fsdp", "tensor"), mesh_shape, strict=True)))
+    config = tiny_config(mesh=dict(zip(AXES, mesh_shape, strict=True)))
     mesh = mesh_of(config, 8)
     asked = prompts(end_ids=range(40, 50))
     with jax.default_matmul_precision("highest"):
@@ -100,9 +103,23 @@ def test_rows_that_take_turns_sample_the_same_on_any_mesh(mesh_shape):
     assert equal_bits((turns.tokens_QNT, turns.length_QN, turns.ended_QN), (alone.tokens_QNT, alone.length_QN, alone.ended_QN))
 
 
-@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 4, 1)])
+@pytest.mark.parametrize(("mesh_shape", "W"), [((1, 1, 2, 1), 1), ((2, 1, 2, 2), 2), ((1, 2, 4, 1), 1)])
+def test_parts_of_a_question_on_several_devices_sample_the_same(mesh_shape, W):
+    """Each with other temperatures, so that a sample that took another's number would be seen."""
+    mesh = mesh_of(tiny_config(mesh=dict(zip(AXES, mesh_shape, strict=True))), math.prod(mesh_shape))
+    asked = prompts(end_ids=range(40, 50), temperatures=[1.0, 0.5, 0.0, 2.0])
+    given = jax.device_put(params(), param_shardings(mesh, TINY)), jax.device_put(asked, prompt_shardings(mesh))
+    with jax.default_matmul_precision("highest"):
+        apart = jax.jit(partial(sample, graph(mesh), N=N, T=T, W=W, parts=mesh_shape[2], confidence=True))(*given)
+        alone = jax.jit(partial(sample, graph(), N=N, T=T, W=N, confidence=True))(params(), asked)
+    assert equal_bits((apart.tokens_QNT, apart.length_QN, apart.ended_QN), (alone.tokens_QNT, alone.length_QN, alone.ended_QN))
+    np.testing.assert_allclose(apart.logp_QNT, alone.logp_QNT, atol=1e-5)
+    np.testing.assert_allclose(apart.confidence.entropy_QN, alone.confidence.entropy_QN, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh_shape", [(8, 1, 1, 1), (2, 2, 2, 1)])
 def test_noise_is_bit_identical_on_any_mesh(mesh_shape):
-    config = tiny_config(mesh=dict(zip(("data", "fsdp", "tensor"), mesh_shape, strict=True)))
+    config = tiny_config(mesh=dict(zip(AXES, mesh_shape, strict=True)))
     rows = named(mesh_of(config, 8), "rows")
 
     def noise(slots):
@@ -113,14 +130,14 @@ def test_noise_is_bit_identical_on_any_mesh(mesh_shape):
 
 
 def test_the_last_call_learns_and_samples_nothing():
-    config, mesh, program = program_of((1, 1, 1))
+    config, mesh, program = program_of(ONE)
     asked = replace(prompts(), wanted=jnp.asarray(False))
     end, new, _ = program(state(config, mesh, reference=params(seed=5)), *place(mesh, rollouts(), votes(), asked))
     assert int(end.count) == 1 and not np.asarray(new.tokens_QNT).any()
 
 
 def test_rollouts_and_state_are_donated():
-    config, mesh, program = program_of((1, 1, 1))
+    config, mesh, program = program_of(ONE)
     start, inputs = state(config, mesh, reference=params(seed=5)), place(mesh, rollouts(), votes(), prompts())
     program(start, *inputs)
     assert start.params["w_q_LDHK"].is_deleted() and inputs[0].tokens_QNT.is_deleted()

@@ -111,6 +111,7 @@ def test_gold_labels_do_change_the_run_when_they_are_asked_for(home, finished, t
 
 
 EIGHT = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")  # in this process there are eight devices
+SPLIT = ("mesh.data=2", "mesh.fsdp=1", "mesh.samples=4")  # each has one sample of every question that is there
 
 
 def test_a_reward_of_the_samplers_own_statistics_is_kept_when_a_run_is_continued(home, tmp_path):
@@ -118,7 +119,7 @@ def test_a_reward_of_the_samplers_own_statistics_is_kept_when_a_run_is_continued
     lines_of = {}
     for name, stops in {"whole": [3], "twice": [1, 3]}.items():
         for steps in stops:
-            config = load_config(home / "config.yaml", (reward, f"train.steps={steps}", "evaluate.questions=null", *EIGHT))
+            config = load_config(home / "config.yaml", (reward, f"train.steps={steps}", "evaluate.batch=8", *SPLIT))
             list(train(config, tmp_path / name, say=lambda text: None))
         lines_of[name] = without_times(lines(tmp_path / name))
     assert lines_of["whole"] == lines_of["twice"] and len(lines_of["whole"]) == 3
@@ -181,6 +182,8 @@ BAD = [
     (["rollout.max_tokens=100000"], "rollout.max_tokens"),
     (["rollout.questions=64"], "there are only"),
     (["mesh.fsdp=3"], "mesh"),
+    (["rollout.questions=2", "mesh.data=4", "mesh.tensor=1"], "mesh.samples can split each question's samples instead"),
+    (["evaluate.batch=4", "mesh.samples=2", "mesh.tensor=1"], "data x fsdp x samples = 8 devices split the questions"),
     (["questions.fields.answer=null", "label.source=gold"], "label.source = gold"),
     (["questions.path=/nowhere/questions.jsonl"], "/nowhere/questions.jsonl"),
     (["evaluate.questions.fields.answer=nothing"], "gold answer"),

@@ -198,7 +198,7 @@ def test_micro_batches_add_up_to_the_full_gradient(aggregation, micro, dtype, li
 
 
 def updated(config, *, weights=None, got=None, reference=None):
-    mesh = mesh_of(config)
+    mesh = mesh_of(config, config.mesh.samples)
     start = state(config, mesh, weights=weights, reference=reference)
     run = jax.jit(partial(learn, graph(mesh, compute_dtype=config.model.compute_dtype), make_transform(config), config))
     return start, *run(start, rollouts() if got is None else got, votes())
@@ -213,6 +213,26 @@ def test_split_samples_and_separate_scoring_make_the_same_update(kl_in):
     for name in whole.params:
         np.testing.assert_allclose(whole.params[name], split.params[name], atol=2e-4)
     np.testing.assert_allclose(whole.moments[1][0].mu["w_q_LDHK"], split.moments[1][0].mu["w_q_LDHK"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {},
+        {"kl_coefficient": 0.2, "kl_in": "reward"},
+        {"kl_coefficient": 0.2, "kl_in": "reward", "minibatches": 2, "micro_batches": Q},
+    ],
+    ids=["plain", "kl in reward", "kl in reward, minibatches of split samples"],
+)
+def test_samples_split_over_devices_make_the_same_update(update):
+    reference = params(seed=5) if update else None
+    _, whole, sums = updated(tiny_config(update=update), reference=reference)
+    _, split, split_sums = updated(tiny_config(update=update, mesh={"samples": 2}), reference=reference)
+    for name in whole.params:
+        np.testing.assert_allclose(whole.params[name], split.params[name], atol=2e-4)
+    np.testing.assert_allclose(whole.moments[1][0].mu["w_q_LDHK"], split.moments[1][0].mu["w_q_LDHK"], atol=1e-6)
+    for name, value in sums.items():
+        np.testing.assert_allclose(split_sums[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_inner_epochs_and_minibatches_clip_and_count():

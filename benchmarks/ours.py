@@ -158,6 +158,7 @@ class Run:
             voter=self.voter,
             answer_key=AnswerKey({}),
             teacher={},
+            taught=None,
             step=self.done,
         )
         self.feedback = verdict.feedback

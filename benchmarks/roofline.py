@@ -136,8 +136,8 @@ def show_shares(config, a, found, limits, seconds, compile_seconds, *, W: int) -
     if sheet is not None and config.model.compute_dtype == "bfloat16":
         notes.append(
             f"Of the data sheet's {si(sheet[0], 'FLOP/s')} and {si(sheet[1], 'B/s')}: the update reaches "
-            f"{learning.operations / sheet[0] / learned:.0%} of the operations, sampling {sampling.bytes / sheet[1] / sampled:.0%} "
-            "of the bandwidth."
+            f"{learning.operations / sheet[0] / learned:.0%} of the operations, "
+            f"sampling {sampling.bytes / sheet[1] / sampled:.0%} of the bandwidth."
         )
     show(f"{found}: {a.name}, {parameters(a) / 1e6:,.0f} M parameters, {config.model.compute_dtype}", columns, rows, notes=notes)
 

@@ -76,6 +76,11 @@ class Config(Section):
         return self.update.kl_coefficient > 0 and self.update.kl_in == "reward"
 
     @property
+    def keeps_teacher(self) -> bool:
+        """Whether a teacher that follows the policy is held on device, and answers every question as well."""
+        return self.label.source == "ema"
+
+    @property
     def measures_confidence(self) -> bool:
         """Whether the sampler measures each token's distribution, because a reward is made of it."""
         return any(kind in CONFIDENCE_KINDS for kind in self.reward.parts)
@@ -106,6 +111,11 @@ class Config(Section):
             raise ValueError(f"update.samples = {self.update.samples} is more than vote.samples = {self.vote.samples}")
         if self.reference.keep == "never" and self.update.kl_coefficient > 0:
             raise ValueError("update.kl_coefficient above 0 needs the initial policy: reference.keep must not be never")
+        if self.update.kl_cov_fraction > 0 and self.update.epochs * self.update.minibatches == 1:
+            raise ValueError(
+                "update.kl_cov_fraction needs several inner steps: with one, the policy is still the one it is compared with; "
+                "set update.epochs or update.minibatches above 1"
+            )
         if "agreement" not in self.reward.parts and self.label != Label():
             raise ValueError(f"reward.kind = {self.reward.kind} reads no label: leave label.source at vote and label.noise at 0")
         devices = self.mesh.samples
@@ -114,9 +124,9 @@ class Config(Section):
                 raise ValueError(f"mesh.samples = {devices} does not divide {name} = {samples}")
         rows, least, most = self.rollout.rows, self.rollout.questions * devices, self.rollout.questions * self.vote.samples
         if rows is not None and (rows % least or rows > most):
-            by_samples = "" if devices == 1 else f" x mesh.samples = {devices}"
+            split = "" if devices == 1 else f" x mesh.samples = {devices}"
             raise ValueError(
-                f"rollout.rows = {rows} must be a multiple of rollout.questions = {self.rollout.questions}{by_samples}, and at most "
+                f"rollout.rows = {rows} must be a multiple of rollout.questions = {self.rollout.questions}{split}, and at most "
                 f"rollout.questions x vote.samples = {most}"
             )
         questions, minibatches, micro = self.rollout.questions, self.update.minibatches, self.update.micro_batches

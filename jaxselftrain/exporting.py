@@ -17,6 +17,7 @@ REWARDED_BY = {  # Config.reward_name -> what a model card says
     "vote": "its own majority votes",
     "soft vote": "the shares of its own votes",
     "teacher": "the votes of a frozen teacher",
+    "ema": "the votes of a teacher that followed it",
     "gold": "gold answers",
     "mixed": "gold answers where there were any, and its own majority votes",
     "incorrect": "incorrect answers, as a control",

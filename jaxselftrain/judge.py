@@ -42,23 +42,27 @@ def judge(
     voter: Voter,
     answer_key: AnswerKey,
     teacher: Mapping[str, str | None],
+    taught: Sequence[str] | None,
     step: int,
 ) -> Verdict:
     """Reads the answers, votes, and decides what the next update learns; `texts` are question-major, Q * N of them.
 
-    `confidence` has the sampler's statistics where the rewards ask for them, `teacher` the key of each question's label where
-    labels come from one. The answer key is watched by metrics, and reaches a label only where `label.source` asks for gold.
+    `confidence` has the sampler's statistics where the rewards ask for them; `teacher` the key of each question's label where
+    these come from a frozen teacher, `taught` the texts of one that answers along. The answer key is watched by metrics, and
+    reaches a label only where `label.source` asks for gold.
     """
     started = time.perf_counter()
     Q, N = length_QN.shape
     ids = [question.id for question in questions]
-    reading = voter.read(texts)
-    keys = [list(reading.keys[q * N : (q + 1) * N]) for q in range(Q)]
+    reading = voter.read([*texts, *(taught or ())])
+    keys, taught_keys = ([list(reading.keys[q * N : (q + 1) * N]) for q in range(*part)] for part in ((0, Q), (Q, 2 * Q)))
     count = partial(vote, ties=config.vote.ties, denominator=config.vote.denominator, opaque_may_win=config.vote.opaque_may_win)
     votes = [count(k) for k in keys]
     known = _gold(answer_key, ids) if config.label.source in NEED_GOLD else None
     if config.label.source == "teacher":
         known = [teacher[id] for id in ids]
+    if taught is not None:
+        known = [count(k).majority for k in taught_keys]
     labels = choose_labels(config.label.source, votes, known, noise=config.label.noise, ids=ids, seed=config.train.seed)
     decided = feedback(
         keys,
@@ -75,7 +79,7 @@ def judge(
         step=step,
     )
     watched = answer_key if len(answer_key) else None
-    metrics = vote_metrics(keys, votes, decided.reward_QN, length_QN, ~ended_QN, ids, watched)
+    metrics = vote_metrics(keys, votes, labels, decided.reward_QN, length_QN, ~ended_QN, ids, watched)
     metrics["kept_question_share"] = float((decided.weight_QN > 0).any(1).mean())
     metrics |= {name: float(value_QN.mean()) for name, value_QN in confidence.items() if name != "entropy"}  # the update's own
     metrics["voter_kills"] = reading.killed

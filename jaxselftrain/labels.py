@@ -6,6 +6,7 @@
 | gold | the gold answer: the labelled baseline |
 | mixed | the gold answer where a question has one, otherwise the majority answer |
 | teacher | the majority answer of a frozen teacher, made once by `jaxselftrain label` |
+| ema | the majority answer of a teacher that follows the policy slowly (Co-rewarding II, arXiv 2508.00410) |
 | incorrect | the most frequent answer that is not the gold one: a control (Spurious Rewards, arXiv 2506.10947) |
 
 Gold answers and a teacher's come as an argument and from nowhere else: `judge` passes them for the sources that name them.
@@ -19,7 +20,7 @@ from hashlib import blake2b
 from jaxselftrain.votes import Vote
 
 NEED_GOLD = ("gold", "mixed", "incorrect")
-KNOWN_BEFORE = ("teacher", *NEED_GOLD)  # labels that come from elsewhere than this batch's own votes
+KNOWN_BEFORE = ("teacher", "ema", *NEED_GOLD)  # labels that come from elsewhere than this batch's own votes
 
 
 def choose_labels(

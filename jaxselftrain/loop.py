@@ -60,10 +60,11 @@ class Fetched:
     length_QN: Any
     ended_QN: Any
     confidence: Any  # Confidence | None
+    taught: Any  # Taught | None
 
     @classmethod
     def of(cls, rollouts: Rollouts) -> Fetched:
-        return cls(rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN, rollouts.confidence)
+        return cls(rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN, rollouts.confidence, rollouts.taught)
 
 
 jax.tree_util.register_dataclass(Fetched)
@@ -280,6 +281,7 @@ class Loop:
 
     def _vote(self, host: Host, indices: list[int], fetched: Fetched) -> tuple[Feedback, list[Vote]]:
         """Reads the answers of the new rollouts and decides what the next update learns from them."""
+        taught = fetched.taught
         verdict = judge(
             self.config,
             [self.encoded.questions[i] for i in indices],
@@ -290,6 +292,7 @@ class Loop:
             voter=self.voter,
             answer_key=self.answer_key,
             teacher=self.teacher,
+            taught=None if taught is None else self.parts.texts(taught.tokens_QNT, taught.length_QN),
             step=host.step,
         )
         filled = float(np.mean([len(self.encoded.tokens[i]) for i in indices])) / self.width

@@ -67,9 +67,9 @@ def fit_memory(parts: Parts, width: int, *, limit: int, say: Callable[[str], Non
 def choices(config: Config, *, devices: int, platform: str) -> list[list[Config]]:
     """The configs to try, fastest first, in groups within which memory falls.
 
-    Splitting whole questions costs next to nothing while each part still has one for each of the `devices`; computing again what a
-    layer does between its matrices costs little, whole layers a third more work; a split of a question's samples computes its
-    prompt once for each part. On CPUs (measured on W1 and W2 of docs/performance.md) it is fastest to keep the results of
+    Splitting whole questions costs next to nothing while each part still has one for each of the `devices`; computing again
+    what a layer does between its matrices costs little, whole layers a third more work; a split of a question's samples computes
+    its prompt once for each part. On CPUs (measured on W1 and W2 of docs/performance.md) it is fastest to keep the results of
     matrices and to have parts of at least PART tokens: arrays of all tokens leave the caches, and new memory has its price.
     """
     micro, remat = config.update.micro_batches, config.model.remat
@@ -121,11 +121,12 @@ def step_bytes(parts: Parts, width: int) -> float:
             stop_SV=shape(parts.stop_SV.shape, parts.stop_SV.dtype),
         ),
     )
-    rollouts = jax.eval_shape(lambda: empty_rollouts(Q=Q, N=N, C=width, T=T, confidence=config.measures_confidence))
+    kept = {"confidence": config.measures_confidence, "taught": config.keeps_teacher}
+    rollouts = jax.eval_shape(lambda: empty_rollouts(Q=Q, N=N, C=width, T=T, **kept))
     given = abstract_state(config, parts.architecture), rollouts, feedback, prompts
     at = (
         state_shardings(config, parts.architecture, mesh),
-        rollout_shardings(mesh, confidence=config.measures_confidence),
+        rollout_shardings(mesh, **kept),
         feedback_shardings(mesh),
         prompt_shardings(mesh),
     )

@@ -69,8 +69,10 @@ METRICS: dict[str, str] = {
     "or failed.",
     # only where gold answers exist: to watch with, never to train on
     "true_accuracy": "Share of samples whose answer equals the gold answer; only with an answer key, and never used in training.",
-    "label_accuracy": "Share of questions whose majority answer equals the gold answer; a question without a majority counts as "
-    "wrong; only with an answer key.",
+    "label_accuracy": "Share of questions whose label, wherever label.source takes it from, equals the gold answer (TTRL); a "
+    "question without a label counts as wrong; only with an answer key.",
+    "majority_accuracy": "Share of questions whose majority answer equals the gold answer, whether it is their label or not; "
+    "only with an answer key.",
     "reward_accuracy": "Share of samples that are rewarded exactly when they are right; only with an answer key and "
     "rewards of 0 or 1.",
     # held-out questions
@@ -114,6 +116,7 @@ def metrics_page() -> str:
 def vote_metrics(
     keys_QN: Sequence[Sequence[str | None]],
     votes: Sequence[Vote],
+    labels: Sequence[str | None],
     reward_QN: np.ndarray,
     lengths_QN: np.ndarray,
     truncated_QN: np.ndarray,
@@ -143,7 +146,8 @@ def vote_metrics(
     if answer_key is not None and known:
         right_QN = np.asarray([[answer_key.is_right(ids[q], key) for key in keys_QN[q]] for q in known], bool)
         metrics["true_accuracy"] = float(right_QN.mean())
-        metrics["label_accuracy"] = float(np.mean([bool(answer_key.is_right(ids[q], votes[q].majority)) for q in known]))
+        for name, stated in {"label": labels, "majority": [ballot.majority for ballot in votes]}.items():
+            metrics[f"{name}_accuracy"] = float(np.mean([bool(answer_key.is_right(ids[q], stated[q])) for q in known]))
         if np.isin(reward_QN, (0.0, 1.0)).all():
             metrics["reward_accuracy"] = float(np.mean((reward_QN[known] == 1.0) == right_QN))
     return metrics

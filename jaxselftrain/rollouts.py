@@ -39,6 +39,15 @@ class Prompts:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Taught:
+    """A teacher's responses to the same prompts; only what they answer counts."""
+
+    tokens_QNT: Leaf  # int32
+    length_QN: Leaf  # int32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Rollouts:
     """N responses a question, and the prompts they answer."""
 
@@ -50,9 +59,10 @@ class Rollouts:
     logp_QNT: Leaf  # float32 behaviour log-probs at the temperature, before truncation; 0 after the end
     temperature_N: Leaf  # float32
     confidence: Leaf = None  # a Confidence where the rewards ask for it
+    taught: Leaf = None  # Taught, where a teacher answers as well
 
 
-def empty_rollouts(*, Q: int, N: int, C: int, T: int, confidence: bool) -> Rollouts:
+def empty_rollouts(*, Q: int, N: int, C: int, T: int, confidence: bool, taught: bool = False) -> Rollouts:
     """Rollouts of the right shapes with nothing in them, for the first step."""
     return Rollouts(
         prompt_QC=jnp.zeros((Q, C), jnp.int32),
@@ -63,4 +73,5 @@ def empty_rollouts(*, Q: int, N: int, C: int, T: int, confidence: bool) -> Rollo
         logp_QNT=jnp.zeros((Q, N, T), jnp.float32),
         temperature_N=jnp.ones(N, jnp.float32),
         confidence=no_confidence(Q, N) if confidence else None,
+        taught=Taught(jnp.zeros((Q, N, T), jnp.int32), jnp.ones((Q, N), jnp.int32)) if taught else None,
     )

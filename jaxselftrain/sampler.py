@@ -77,9 +77,9 @@ def sample(
 ) -> Rollouts:
     """Samples N responses of at most T tokens to each prompt.
 
-    A question's samples are split into parts, one for each device of the mesh's axis `samples` or 1, each of which computes the
-    prompt and samples W <= N / parts at a time. With `confidence` each token's distribution is measured as well, which is one more
-    pass over the logits.
+    A question's samples are split into parts, one for each device of the mesh's axis `samples` or 1, each of which computes
+    the prompt and samples W <= N / parts at a time. With `confidence` each token's distribution is measured as well, which is
+    one more pass over the logits.
     """
     Q, C = prompts.tokens_QC.shape
 
@@ -107,8 +107,13 @@ class Asked:
             x = on_each_device(lambda x, source_Q: x[source_Q], devices, x.swapaxes(0, axis), source_Q)
             return x.swapaxes(0, axis)
 
-        per_lane = (copy(x) for x in (self.slot_Q, self.start_Q, self.length_Q, self.first_QD))
-        return Asked(*per_lane, Cache(*(copy(x, 1) for x in self.cache)))
+        return Asked(
+            slot_Q=copy(self.slot_Q),
+            start_Q=copy(self.start_Q),
+            length_Q=copy(self.length_Q),
+            first_QD=copy(self.first_QD),
+            cache=Cache(copy(self.cache.k, 1), copy(self.cache.v, 1)),
+        )
 
 
 @jax.tree_util.register_dataclass

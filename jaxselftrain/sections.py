@@ -193,19 +193,23 @@ class Vote(Section):
 
 
 class Label(Section):
-    source: Literal["vote", "teacher", "gold", "mixed", "incorrect"] = Field(
+    source: Literal["vote", "teacher", "ema", "gold", "mixed", "incorrect"] = Field(
         "vote",
-        description="a question's label: the samples' majority answer; a frozen teacher's (label.file); the gold answer "
+        description="a question's label: the samples' majority answer; a frozen teacher's (label.file); ema: the majority "
+        "answer of as many samples of a teacher that follows the policy slowly (label.decay); the gold answer "
         "(labelled baseline); mixed: gold where there is any, else the majority; incorrect: the most frequent answer that is not "
         "the gold one (control)",
     )
     file: str | None = Field(None, description="labels made by jaxselftrain label, for source teacher")
+    decay: Real = Field(0.99, gt=0, lt=1, description="source ema: after each step the teacher keeps this part of itself")
     noise: Real = Field(0.0, ge=0, le=1, description="share of questions whose label is their most frequent other answer instead")
 
     @model_validator(mode="after")
     def _file(self):
         if (self.source == "teacher") != (self.file is not None):
             raise ValueError("file goes with source teacher, and only with it: make one with jaxselftrain label")
+        if self.source != "ema" and self.decay != type(self).model_fields["decay"].default:
+            raise ValueError(f"decay is read by source ema alone and source is {self.source}; remove it or set source=ema")
         return self
 
 
@@ -263,6 +267,13 @@ class Update(Section):
     kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="per-token KL estimate; k3 is the low-variance one")
     kl_in: Literal["reward", "loss"] = Field("reward", description="where the KL is charged")
     entropy_bonus: Real = Field(0.0, description="weight of the mean token entropy, added to the objective")
+    kl_cov_fraction: Real = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="KL-Cov: charge a KL on this part of the tokens, those whose log-prob and advantage vary together most",
+    )
+    kl_cov_coefficient: Real = Field(1.0, gt=0, description="weight of KL-Cov's KL to the policy before the inner steps")
     importance_cap: Real | None = Field(None, gt=0, description="truncate importance weights trainer/sampler at this; null: off")
     micro_batches: Annotated[int, Field(ge=1)] | Literal["auto"] = free(
         1, "split each optimizer step's gradient into this many parts, added up; lowers memory. auto: as few as fit the device"

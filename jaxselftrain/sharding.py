@@ -1,8 +1,9 @@
 """Takes the mesh section of the config, gives the device mesh and where every array lies on it.
 
-Mesh axes: `data` splits questions; `fsdp` splits questions too, and the weights along D; `samples` splits each question's samples,
-for more devices than questions; `tensor` splits heads, mlp and vocabulary. What varies by question is split over (data, fsdp); where
-samples are split, a question has a part on each device of `samples`, with a copy of its prompt: parts, question-major, are "rows".
+Mesh axes: `data` splits questions; `fsdp` splits questions too, and the weights along D; `samples` splits each question's
+samples, for more devices than questions; `tensor` splits heads, mlp and vocabulary. What varies by question is split over
+"questions", which is (data, fsdp). Where samples are split, a question has a part on each device of `samples`, with a copy of its
+prompt: the parts of all questions, question-major, are split over "rows", which is (data, fsdp, samples).
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def make_mesh(mesh: sections.Mesh, devices: list | None = None) -> Mesh:
     data = len(devices) // inner if mesh.data == -1 else mesh.data
     if data * inner != len(devices):
         raise UserError(
-            f"mesh: data = {mesh.data} x fsdp = {mesh.fsdp} x samples = {mesh.samples} x tensor = {mesh.tensor} does not make the "
-            f"{len(devices)} devices there are; set mesh.data=-1 and choose fsdp, samples and tensor that divide {len(devices)}"
+            f"mesh: data = {mesh.data} x fsdp = {mesh.fsdp} x samples = {mesh.samples} x tensor = {mesh.tensor} does not make "
+            f"the {len(devices)} devices there are; set mesh.data=-1 and choose others whose product divides {len(devices)}"
         )
     return Mesh(np.asarray(devices).reshape(data, mesh.fsdp, mesh.samples, mesh.tensor), (*ROWS, "tensor"))
 
@@ -112,7 +113,7 @@ def shards(mesh: Mesh | None, axis: str) -> int:
 
 
 def named(mesh: Mesh, *axes: str | None, kv_heads: int | None = None) -> NamedSharding:
-    """A NamedSharding from axis names; "questions" and "rows" are several; "kv_heads" is tensor where it divides them, else whole."""
+    """A NamedSharding from axis names, "questions" and "rows"; "kv_heads" is tensor where it divides them, else whole."""
 
     def resolve(axis):
         if axis in SEVERAL:

@@ -18,7 +18,7 @@ from jaxselftrain.questions import Question
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts, empty_rollouts
 from jaxselftrain.sharding import named
-from jaxselftrain.step import abstract_state, make_transform, rollout_shardings, state_shardings
+from jaxselftrain.step import abstract_state, make_transform, new_teacher, rollout_shardings, state_shardings
 from jaxselftrain.update import State
 
 
@@ -58,9 +58,9 @@ def begin(
     confidence = config.measures_confidence
 
     def empty() -> Rollouts:
-        return empty_rollouts(Q=Q, N=N, C=width, T=config.rollout.max_tokens, confidence=confidence)
+        return empty_rollouts(Q=Q, N=N, C=width, T=config.rollout.max_tokens, confidence=confidence, taught=config.keeps_teacher)
 
-    rollouts_at = rollout_shardings(parts.mesh, confidence=confidence)
+    rollouts_at = rollout_shardings(parts.mesh, confidence=confidence, taught=config.keeps_teacher)
     nothing = Feedback(
         reward_QN=np.zeros((Q, N), np.float32),
         weight_QN=np.zeros((Q, N), np.float32),
@@ -96,7 +96,8 @@ def _initial_state(parts: Parts, reference: dict[str, jax.Array] | None) -> Stat
     transform, dtype = make_transform(config), config.optimizer.state_dtype
     moments = jax.jit(lambda p: init_moments(transform, p, dtype=dtype), out_shardings=at.moments)(params)
     count, seed = jax.device_put((np.int32(0), np.uint32(config.train.seed)), named(parts.mesh))
-    return State(params, moments, count, seed, reference)
+    teacher = jax.jit(new_teacher, out_shardings=at.teacher)(params) if config.keeps_teacher else None
+    return State(params, moments, count, seed, reference, teacher)
 
 
 def _fingerprint(questions: Sequence[Question], teacher: Mapping[str, str | None]) -> str:

@@ -11,6 +11,7 @@ evaluation. Both are jitted here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from jaxselftrain.config import Config
 from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.optimizer import adamw, init_moments
 from jaxselftrain.rewards import Feedback
-from jaxselftrain.rollouts import Prompts, Rollouts, Sampling
+from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, Taught
 from jaxselftrain.sampler import rows_per_question, sample
 from jaxselftrain.sharding import named, param_shardings, shards
 from jaxselftrain.update import State, learn
@@ -31,6 +32,9 @@ from jaxselftrain.update import State, learn
 jax.tree_util.register_dataclass(
     Feedback, data_fields=["reward_QN", "weight_QN", "kl_weight_Q", "chosen_QM", "learn"], meta_fields=[]
 )
+
+
+TEACHER = 3  # the noise stream of a teacher's samples; assembly has the others
 
 
 def step(
@@ -60,6 +64,10 @@ def step(
     state, metrics = jax.lax.cond(feedback.learn, update, skip, state)
     N, T = config.vote.samples, config.rollout.max_tokens
     rollouts = sample(graph, state.params, prompts, N=N, T=T, W=W, parts=parts, confidence=config.measures_confidence)
+    if state.teacher is not None:  # with other noise: equal weights should not give equal samples
+        asked = replace(prompts, noise=prompts.noise.at[1].set(TEACHER))
+        answers = sample(graph, state.teacher, asked, N=N, T=T, W=W, parts=parts)
+        rollouts = replace(rollouts, taught=Taught(answers.tokens_QNT, answers.length_QN))
     return state, rollouts, metrics
 
 
@@ -73,7 +81,8 @@ def compile_step(graph: nnx.GraphDef, config: Config, architecture: Architecture
         return step(graph, transform, config, state, rollouts, feedback, prompts, W=W, parts=parts)
 
     state_at = state_shardings(config, architecture, mesh)
-    rollouts_at, whole = rollout_shardings(mesh, confidence=config.measures_confidence), named(mesh)
+    rollouts_at = rollout_shardings(mesh, confidence=config.measures_confidence, taught=config.keeps_teacher)
+    whole = named(mesh)
     return jax.jit(
         train_step,
         donate_argnums=(0, 1),
@@ -115,7 +124,13 @@ def abstract_state(config: Config, architecture: Architecture) -> State:
 def new_state(config: Config, params: dict[str, jax.Array], reference: dict[str, jax.Array] | None) -> State:
     """The state before the first update; `reference` must be another copy of the arrays, since the state is donated."""
     moments = init_moments(make_transform(config), params, dtype=config.optimizer.state_dtype)
-    return State(params, moments, jnp.zeros((), jnp.int32), jnp.asarray(config.train.seed, jnp.uint32), reference)
+    teacher = new_teacher(params) if config.keeps_teacher else None
+    return State(params, moments, jnp.zeros((), jnp.int32), jnp.asarray(config.train.seed, jnp.uint32), reference, teacher)
+
+
+def new_teacher(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The policy itself, in float32: steps of a hundredth would be lost in bfloat16."""
+    return {name: x.astype(jnp.float32) for name, x in params.items()}
 
 
 def state_shardings(config: Config, architecture: Architecture, mesh: Mesh) -> State:
@@ -129,7 +144,7 @@ def state_shardings(config: Config, architecture: Architecture, mesh: Mesh) -> S
     return jax.tree_util.tree_map_with_path(place, abstract_state(config, architecture))
 
 
-def rollout_shardings(mesh: Mesh, *, confidence: bool = False, split_samples: bool = True) -> Rollouts:
+def rollout_shardings(mesh: Mesh, *, confidence: bool = False, taught: bool = False, split_samples: bool = True) -> Rollouts:
     """Where rollouts lie: samples split as well, as in training, or whole questions on every device, as in evaluation."""
     by_question, by_sample = named(mesh, "questions"), named(mesh, "questions", "samples")
     if not split_samples:
@@ -143,6 +158,7 @@ def rollout_shardings(mesh: Mesh, *, confidence: bool = False, split_samples: bo
         logp_QNT=by_sample,
         temperature_N=named(mesh),
         confidence=Confidence(by_sample, by_sample, by_sample) if confidence else None,
+        taught=Taught(by_sample, by_sample) if taught else None,
     )
 
 

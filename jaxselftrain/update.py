@@ -12,6 +12,7 @@ With one inner step pi_old is the policy itself: the ratio is exactly 1 and only
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -38,6 +39,7 @@ class State:
     count: jax.Array  # int32: optimizer steps applied
     seed: jax.Array  # uint32: keys stochastic rounding
     reference: dict[str, jax.Array] | None  # the initial policy, frozen; None where it is not kept
+    teacher: dict[str, jax.Array] | None = None  # float32 mean of the policy over time, where it makes the labels
 
 
 @jax.tree_util.register_dataclass
@@ -57,6 +59,7 @@ class Batch:
     temperature_QM: jax.Array
     old_QMT: jax.Array | None = None  # log-probs before the first inner step; None: they are the current ones
     reference_QMT: jax.Array | None = None
+    covaries_QMT: jax.Array | None = None  # bool: the tokens of KL-Cov
     advantage_QM: jax.Array | None = None
 
 
@@ -79,6 +82,8 @@ def learn(
         batch = _score_first(graph, config, state, batch)
     elif not config.charges_kl_in_reward:  # before a question's samples are split
         batch = replace(batch, advantage_QM=ESTIMATORS[settings.estimator](batch.reward_QM))
+    if settings.kl_cov_fraction > 0:
+        batch = replace(batch, covaries_QMT=most_covarying(batch, settings))
     minibatches = _split(batch, settings.minibatches, 1)
 
     def optimizer_step(state, index):
@@ -93,6 +98,10 @@ def learn(
     learning_rate = optimizer.schedule(config.optimizer, steps=config.optimizer_steps)
     order = jnp.tile(jnp.arange(settings.minibatches), settings.epochs)
     state, metrics = jax.lax.scan(optimizer_step, state, order)
+    if state.teacher is not None:
+        decay = config.label.decay
+        follow = partial(jax.tree.map, lambda old, new: decay * old + (1 - decay) * new.astype(old.dtype))
+        state = replace(state, teacher=follow(state.teacher, state.params))
     return state, jax.tree.map(lambda x: x.mean(0), metrics)
 
 
@@ -178,6 +187,9 @@ def _loss(graph, config, params, reference, batch):
     if settings.kl_coefficient > 0 and settings.kl_in == "loss":
         kl_QMT = kl_estimate(logp_QMT, reference_QMT, kind=settings.kl_estimator)
         gain_QMT -= settings.kl_coefficient * batch.kl_weight_Q[:, None, None] * kl_QMT
+    if batch.covaries_QMT is not None:
+        kl_QMT = kl_estimate(logp_QMT, old_QMT, kind="k2")
+        gain_QMT -= settings.kl_cov_coefficient * jnp.where(batch.covaries_QMT, kl_QMT, 0.0)
     if settings.entropy_bonus:
         gain_QMT += settings.entropy_bonus * entropy_QMT
     loss = -(batch.coefficient_QMT * jnp.where(batch.mask_QMT > 0, gain_QMT, 0.0)).sum()
@@ -207,6 +219,36 @@ def _advantage(config, batch, old_QMT, reference_QMT):
         kl_QM = jnp.where(batch.mask_QMT > 0, kl_QMT, 0.0).sum(-1)
         reward_QM = reward_QM - settings.kl_coefficient * batch.kl_weight_Q[:, None] * kl_QM
     return ESTIMATORS[settings.estimator](reward_QM)
+
+
+def most_covarying(batch: Batch, settings) -> jax.Array:
+    """The part of each optimizer step's tokens where log-prob and advantage vary together most (KL-Cov, arXiv 2505.22617).
+
+    These have the largest (log p_t - mean log p)(A_t - mean A), with means over the step's response tokens, by the policy before
+    any inner step.
+    """
+    count = settings.minibatches
+
+    def per_step(x_QMT):  # minibatch j holds every count-th question from j on
+        return x_QMT.reshape(-1, count, *x_QMT.shape[1:]).swapaxes(0, 1).reshape(count, -1)
+
+    inside_PX = per_step(batch.mask_QMT) > 0
+    tokens_P1 = inside_PX.sum(-1, keepdims=True)
+
+    def centred(x_QMT):
+        x_PX = per_step(x_QMT)
+        mean_P1 = jnp.where(inside_PX, x_PX, 0.0).sum(-1, keepdims=True) / jnp.maximum(tokens_P1, 1)
+        return x_PX - mean_P1
+
+    assert batch.advantage_QM is not None  # several inner steps: everything has been scored
+    advantage_QMT = jnp.broadcast_to(batch.advantage_QM[..., None], batch.mask_QMT.shape)
+    covariance_PX = jnp.where(inside_PX, centred(batch.old_QMT) * centred(advantage_QMT), -jnp.inf)
+    wanted_P1 = jnp.ceil(settings.kl_cov_fraction * tokens_P1).astype(jnp.int32)
+    sorted_PX = -jnp.sort(-covariance_PX, -1)
+    least_P1 = jnp.take_along_axis(sorted_PX, jnp.maximum(wanted_P1 - 1, 0), -1)
+    found_PX = inside_PX & (covariance_PX >= least_P1) & (wanted_P1 > 0)
+    Q, M, T = batch.mask_QMT.shape
+    return found_PX.reshape(count, Q // count, M, T).swapaxes(0, 1).reshape(Q, M, T)
 
 
 def _score_first(graph, config, state, batch):
@@ -257,7 +299,7 @@ def _join(parts, groups: int, pieces: int, *, devices: int):
     """The inverse of _split for arrays with a samples axis."""
 
     def join(x):
-        q, m, *rest = x.shape[1] // devices, x.shape[2] * devices, *x.shape[3:]
+        q, m, rest = x.shape[1] // devices, x.shape[2] * devices, x.shape[3:]
         x = x.reshape(groups, pieces, q, m, *rest).transpose(2, 0, 1, 3, *range(4, x.ndim + 1))
         return x.reshape(q * groups, m * pieces, *rest)
 
@@ -266,4 +308,4 @@ def _join(parts, groups: int, pieces: int, *, devices: int):
 
 def _apply(transform, state, grads):
     params, moments = optimizer.apply(transform, grads, state.moments, state.params, seed=state.seed, count=state.count)
-    return State(params, moments, state.count + 1, state.seed, state.reference)
+    return replace(state, params=params, moments=moments, count=state.count + 1)

@@ -37,15 +37,16 @@ def test_the_docs_show_every_metric_as_it_is_explained_here():
         )
     ),
     st.lists(st.sampled_from(["1", "2.0", "a", "?", None]), min_size=5, max_size=5),
+    st.lists(st.sampled_from(["n:1", "n:2", "t:a", None]), min_size=5, max_size=5),
 )
-def test_vote_metrics_equal_loops_over_samples(keys_QN, golds):
+def test_vote_metrics_equal_loops_over_samples(keys_QN, golds, labels):
     Q, N = len(keys_QN), len(keys_QN[0])
     ids = [f"q{q}" for q in range(Q)]
     votes = [vote(keys, ties="first", denominator="valid", opaque_may_win=True) for keys in keys_QN]
     reward_QN = np.asarray([agreement(keys, ballot.majority) for keys, ballot in zip(keys_QN, votes, strict=True)], np.float32)
     lengths_QN, truncated_QN = np.arange(Q * N).reshape(Q, N), np.arange(Q * N).reshape(Q, N) % 3 == 0
     key = AnswerKey({id: gold for id, gold in zip(ids, golds, strict=False) if gold is not None})
-    got = vote_metrics(keys_QN, votes, reward_QN, lengths_QN, truncated_QN, ids, key)
+    got = vote_metrics(keys_QN, votes, labels[:Q], reward_QN, lengths_QN, truncated_QN, ids, key)
 
     everything = [k for keys in keys_QN for k in keys]
     want = {
@@ -64,12 +65,13 @@ def test_vote_metrics_equal_loops_over_samples(keys_QN, golds):
     if known:
         samples = [(q, n) for q in known for n in range(N)]
         want["true_accuracy"] = sum(keys_QN[q][n] == gold_keys[q] for q, n in samples) / len(samples)
-        want["label_accuracy"] = sum(votes[q].majority == gold_keys[q] for q in known) / len(known)
+        want["label_accuracy"] = sum(labels[q] == gold_keys[q] for q in known) / len(known)
+        want["majority_accuracy"] = sum(votes[q].majority == gold_keys[q] for q in known) / len(known)
         want["reward_accuracy"] = sum((reward_QN[q, n] == 1) == (keys_QN[q][n] == gold_keys[q]) for q, n in samples) / len(
             samples
         )
     assert got == pytest.approx(want) and set(got) <= set(METRICS)
-    without = vote_metrics(keys_QN, votes, reward_QN, lengths_QN, truncated_QN, ids, None)
+    without = vote_metrics(keys_QN, votes, labels[:Q], reward_QN, lengths_QN, truncated_QN, ids, None)
     assert without == {name: value for name, value in got.items() if not name.endswith("_accuracy")}
 
 
@@ -79,8 +81,9 @@ def test_collapse_shows_as_one_dominant_answer():
     shares = []
     for keys_QN in (one_for_all, each_its_own):
         votes = [vote(keys, ties="first", denominator="valid", opaque_may_win=True) for keys in keys_QN]
-        zeros = np.zeros((3, 4))
-        shares.append(vote_metrics(keys_QN, votes, np.ones((3, 4)), zeros, zeros, ["a", "b", "c"], None)["dominant_answer_share"])
+        zeros, none = np.zeros((3, 4)), [None] * 3
+        found = vote_metrics(keys_QN, votes, none, np.ones((3, 4)), zeros, zeros, ["a", "b", "c"], None)
+        shares.append(found["dominant_answer_share"])
     assert shares == [1.0, pytest.approx(1 / 3)]
 
 

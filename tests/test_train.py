@@ -97,7 +97,7 @@ def test_gold_answers_change_nothing_but_what_is_watched(home, finished, tmp_pat
         "train", str(home / "config.yaml"), f"train.folder={tmp_path / 'run'}", f"questions.path={tmp_path / 'poisoned.jsonl'}"
     )
     assert code == 0, err
-    watched = ("true_accuracy", "label_accuracy", "reward_accuracy")
+    watched = ("true_accuracy", "label_accuracy", "majority_accuracy", "reward_accuracy")
     assert_same_run(tmp_path / "run", finished[0], but=watched)
     assert all(row["true_accuracy"] == 0 for row in lines(tmp_path / "run")[1:])
 

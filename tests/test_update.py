@@ -18,7 +18,7 @@ from jaxselftrain.advantages import ESTIMATORS
 from jaxselftrain.model.policy import ready
 from jaxselftrain.scoring import score, token_scores
 from jaxselftrain.step import make_transform
-from jaxselftrain.update import State, gradient, learn, make_batch
+from jaxselftrain.update import State, gradient, learn, make_batch, most_covarying
 
 CLIPS = {"clip_low": 0.1, "clip_high": 0.2}
 
@@ -279,3 +279,30 @@ def test_compute_in_bfloat16_keeps_float32_masters():
     exact = updated(tiny_config())[2]
     assert float(metrics["loss"]) == pytest.approx(float(exact["loss"]), abs=0.05)
     assert TINY.shapes().keys() == end.params.keys() and N == 4
+
+
+def test_kl_cov_charges_the_tokens_that_vary_together():
+    config = tiny_config(update={"epochs": 3, "minibatches": 2, "kl_cov_fraction": 0.05})
+    rng = np.random.default_rng(0)
+    batch = make_batch(config, rollouts(), votes())
+    old, advantage = rng.normal(size=batch.mask_QMT.shape), rng.normal(size=batch.reward_QM.shape)
+    batch = replace(batch, old_QMT=jnp.asarray(old), advantage_QM=jnp.asarray(advantage))
+    got = np.asarray(most_covarying(batch, config.update))
+    inside = np.asarray(batch.mask_QMT) > 0
+    for part in range(2):  # each optimizer step has every second question
+        own, a = inside[part::2], np.broadcast_to(advantage[part::2, :, None], inside[part::2].shape)
+        covariance = (old[part::2] - old[part::2][own].mean()) * (a - a[own].mean())
+        count = int(np.ceil(0.05 * own.sum()))
+        least = np.sort(covariance[own])[-count]
+        assert (got[part::2] == (own & (covariance >= least))).all() and got[part::2].sum() == count
+    moved = {}
+    for coefficient in (1e-9, 1e3):
+        update = {"epochs": 3, "minibatches": 2, "kl_cov_fraction": 0.3, "kl_cov_coefficient": coefficient}
+        start, end, _ = updated(tiny_config(update=update))
+        batch = make_batch(config, rollouts(), votes())
+        before, after = (score(ready(graph(), s.params), batch)[0] for s in (start, end))
+        chosen = most_covarying(
+            replace(batch, old_QMT=before, advantage_QM=ESTIMATORS["rloo"](batch.reward_QM)), tiny_config(update=update).update
+        )
+        moved[coefficient] = float(jnp.abs(after - before)[np.asarray(chosen)].mean())
+    assert moved[1e3] < moved[1e-9]

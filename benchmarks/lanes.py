@@ -65,7 +65,9 @@ def steps(length_QN: jax.Array, *, W: int, moving: bool) -> jax.Array:
         going_QW = busy_QW & (age_QW + 1 < length_QW)
         return t + 1, take(lanes, ~going_QW, N=N, shards=1), jnp.where(going_QW, age_QW + 1, 0)
 
-    return jax.lax.while_loop(busy, one_more, (0, first_lanes(Q=Q, W=W, shards=1), jnp.zeros((Q, W), jnp.int32)))[0]
+    return jax.lax.while_loop(
+        busy, one_more, (0, first_lanes(jnp.ones(Q, bool), N=N, W=W, shards=1), jnp.zeros((Q, W), jnp.int32))
+    )[0]
 
 
 if __name__ == "__main__":

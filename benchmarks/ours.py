@@ -37,6 +37,7 @@ from jaxselftrain.step import (
     compile_step,
     feedback_shardings,
     new_state,
+    prompt_shardings,
     rollout_shardings,
     state_shardings,
 )
@@ -93,7 +94,7 @@ class Batches:
     def batch(self, step: int) -> Prompts:
         first = min(step * self.Q, len(self.tokens) - self.Q)
         tokens = self.tokens[first : first + self.Q]
-        return self.parts.prompts(tokens, self.width, stream=TRAINING, draw=step, sampling=self.sampling)
+        return self.parts.prompts(tokens, [True] * len(tokens), self.width, stream=TRAINING, draw=step, sampling=self.sampling)
 
 
 class Run:
@@ -123,7 +124,8 @@ class Run:
     def inputs(self, *, learn: bool, wanted: bool) -> tuple[State, Rollouts, Feedback, Prompts]:
         """What the program is called with."""
         feedback = jax.device_put(replace(self.feedback, learn=np.asarray(learn)), feedback_shardings(self.parts.mesh))
-        asked = replace(self.prompts, wanted=jax.device_put(np.asarray(wanted), named(self.parts.mesh)))
+        wanted_Q = np.full(len(self.asked), wanted)
+        asked = replace(self.prompts, wanted_Q=jax.device_put(wanted_Q, prompt_shardings(self.parts.mesh).wanted_Q))
         return self.state, self.rollouts, feedback, asked
 
     def call(self, *, learn: bool, wanted: bool) -> float:

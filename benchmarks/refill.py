@@ -60,7 +60,7 @@ def prompts(given: argparse.Namespace) -> Prompts:
         length_Q=jnp.full(Q, given.prompt, jnp.int32),
         slot_Q=jnp.arange(Q, dtype=jnp.int32),
         noise=jnp.zeros(3, jnp.uint32),
-        wanted=jnp.asarray(True),
+        wanted_Q=jnp.ones(Q, bool),
         sampling=Sampling(
             temperature_N=jnp.ones(given.samples),
             top_p=jnp.float32(1),

@@ -42,7 +42,9 @@ class Asker:
             tokens = list(prompts[start : start + self.batch])
             real = len(tokens)
             tokens += [tokens[0]] * (self.batch - real)  # the last batch is filled up to the program's shape
-            asked = self.parts.prompts(tokens, self.width, stream=self.stream, draw=start // self.batch, sampling=self.sampling)
+            wanted = [place < real for place in range(self.batch)]
+            draw = start // self.batch
+            asked = self.parts.prompts(tokens, wanted, self.width, stream=self.stream, draw=draw, sampling=self.sampling)
             rollouts = self.sample(params, asked)
             tokens_QNT, length_QN, ended_QN = jax.device_get((rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN))
             yield Responses(self.parts.texts(tokens_QNT[:real], length_QN[:real]), length_QN[:real], ended_QN[:real])

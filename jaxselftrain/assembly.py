@@ -81,8 +81,10 @@ class Parts:
         temperature_N, p, k = jax.device_put(settings, whole)
         return Sampling(temperature_N=temperature_N, top_p=p, top_k=k, stop_SV=self.stop_SV)
 
-    def prompts(self, tokens: list[list[int]], width: int, *, stream: int, draw: int, sampling: Sampling) -> Prompts:
-        """One batch on device; draw numbers the sampling calls of a stream."""
+    def prompts(
+        self, tokens: list[list[int]], wanted: list[bool], width: int, *, stream: int, draw: int, sampling: Sampling
+    ) -> Prompts:
+        """One batch on device, and which of it is sampled; draw numbers the sampling calls of a stream."""
         tokens_QC, length_Q = prompt_texts.pad(tokens, width)
         noise = np.asarray([self.config.train.seed, stream, draw], np.uint32)
         prompts = Prompts(
@@ -90,7 +92,7 @@ class Parts:
             length_Q=length_Q,
             slot_Q=np.arange(len(tokens), dtype=np.int32),
             noise=noise,
-            wanted=np.asarray(True),
+            wanted_Q=np.asarray(wanted),
             sampling=sampling,
         )
         return jax.device_put(prompts, prompt_shardings(self.mesh))

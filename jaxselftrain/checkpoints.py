@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -116,8 +116,12 @@ class Checkpoints:
             raise UserError(f"saving a checkpoint in {self.folder} failed ({text}); {kept}") from error
 
 
-def checkpoint_params(parts: Parts, run: Path, *, step: int | None) -> tuple[dict[str, jax.Array], str]:
-    """(weights of a run's checkpoint, "step N"); the newest without a step. Only reads, so the run may be training meanwhile.
+def checkpoint_params(
+    parts: Parts, run: Path, *, step: int | None, scores: Mapping[int, float] | None = None
+) -> tuple[dict[str, jax.Array], int]:
+    """(weights of a run's checkpoint, its step). Only reads, so the run may be training meanwhile.
+
+    Without a step, the one with the highest of `scores` (by step; the earliest of equals), or the newest where none has a score.
 
     Raises UserError when it is not there, is damaged, or holds another model's weights.
     """
@@ -133,7 +137,10 @@ def checkpoint_params(parts: Parts, run: Path, *, step: int | None) -> tuple[dic
             raise UserError(f"{run} holds no checkpoint yet")
         if step is not None and step not in steps:
             raise UserError(f"{run} holds no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-        chosen = steps[-1] if step is None else step
+        chosen = step
+        if chosen is None:
+            scored = [each for each in steps if each in (scores or {})]
+            chosen = max(scored, key=lambda each: (scores or {})[each]) if scored else steps[-1]
         abstract = {"params": parts.abstract_params()}
         restore = ocp.args.PyTreeRestore(
             abstract, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
@@ -149,7 +156,7 @@ def checkpoint_params(parts: Parts, run: Path, *, step: int | None) -> tuple[dic
                         f"checkpoint of step {chosen}, and of shape {tuple(wanted.shape)} in the model"
                     )
             params = manager.restore(chosen, args=ocp.args.Composite(state=restore)).state["params"]
-    return params, f"step {chosen}"
+    return params, chosen
 
 
 @contextmanager

@@ -83,16 +83,19 @@ def train(
     never stopped.
     """
     from jaxselftrain.config import load_config, to_yaml
+    from jaxselftrain.run_folder import run_folder
+    from jaxselftrain.stages import plan, run_stages
 
     resolved = load_config(config, overrides or ())
+    folder = run_folder(resolved, config.stem)
+    plan(resolved, folder)  # says what is wrong with a stage
     if print_config:
         typer.echo(to_yaml(resolved), nl=False)
         return
-    from jaxselftrain.run_folder import run_folder
     from jaxselftrain.train import run
 
     try:
-        run(resolved, folder=run_folder(resolved, config.stem))
+        (run_stages if resolved.stages else run)(resolved, folder=folder)
     except Resumable as stopped:
         again = shlex.join(["jaxselftrain", "train", str(config), *(overrides or ())])
         raise Resumable(f"{stopped}; resume with: {again}") from None
@@ -108,7 +111,12 @@ def evaluate(
     ],
     overrides: Overrides = None,
     questions: Annotated[
-        Path | None, typer.Option(help="JSONL or Parquet file with gold answers; without it, the config's evaluate.questions.")
+        list[Path] | None,
+        typer.Option(
+            help="JSONL or Parquet file with gold answers; several may be given, and are averaged as well. Without it, the "
+            "config's evaluate.questions.",
+            show_default=False,
+        ),
     ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Samples per question (k); without it, the config's evaluate.samples.")
@@ -119,10 +127,15 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and every response as JSONL.")] = None,
 ) -> None:
     """Measure avg@k, maj@k and pass@k on questions with gold answers, each with a bootstrap interval."""
-    from jaxselftrain.evaluate import run_evaluation
+    from jaxselftrain.evaluate_command import run_evaluation
 
     run_evaluation(
-        target=target, questions=questions, samples=samples, overrides=tuple(overrides or ()), config_path=config, out=out
+        target=target,
+        questions=questions or (),
+        samples=samples,
+        overrides=tuple(overrides or ()),
+        config_path=config,
+        out=out,
     )
 
 
@@ -157,13 +170,15 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the model.")],
     overrides: Overrides = None,
     step: Annotated[
-        int | None, typer.Option(min=0, help="Checkpoint to export; the newest when it is not given.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="Checkpoint to export; the best evaluated one when it is not given.", show_default=False),
     ] = None,
+    newest: Annotated[bool, typer.Option("--newest", help="Export the newest checkpoint, however it was evaluated.")] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder that transformers and vLLM load as it is."""
     from jaxselftrain.exporting import export_run
 
-    export_run(run=run, out=out, step=step, overrides=tuple(overrides or ()))
+    export_run(run=run, out=out, step=step, newest=newest, overrides=tuple(overrides or ()))
 
 
 @app.command(

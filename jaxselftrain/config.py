@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from jaxselftrain.config_file import apply_override, read_settings, sentence
 from jaxselftrain.errors import UserError
@@ -31,6 +31,7 @@ from jaxselftrain.sections import (
     Rollout,
     Runtime,
     Section,
+    Stage,
     Train,
     Update,
     Vote,
@@ -57,6 +58,9 @@ class Config(Section):
     log: Log = Log()
     runtime: Runtime = Runtime()
     train: Train = Train()
+    stages: tuple[Stage, ...] = Field(
+        (), description="runs one after the other, each from the best checkpoint of the one before; see stages.py"
+    )
 
     @property
     def samples_trained(self) -> int:
@@ -138,6 +142,8 @@ class Config(Section):
                 f"update.micro_batches = {micro} must divide the {per_step} questions of an optimizer step, "
                 f"or be a multiple of them that splits the {samples} samples {'' if devices == 1 else 'of a device '}evenly"
             )
+        if self.evaluate.patience is not None and not (self.evaluate.questions and self.evaluate.every):
+            raise ValueError("evaluate.patience needs evaluate.questions, and evaluate.every above 0 to measure on the way")
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature = 0 gives equal samples and nothing to vote on; use a value above 0")
         return self

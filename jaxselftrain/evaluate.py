@@ -7,37 +7,24 @@ k samples and one greedy response to each question: the greedy one is simply a s
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from tqdm.auto import tqdm
 
-from jaxselftrain.answer_key import AnswerKey, load_answer_key
+from jaxselftrain.answer_key import AnswerKey
 from jaxselftrain.asking import Asker
-from jaxselftrain.assembly import EVALUATION, Parts, open_parts
-from jaxselftrain.checkpoints import checkpoint_params
-from jaxselftrain.config import Config, load_config, override_config, parse_config
+from jaxselftrain.assembly import EVALUATION, Parts
 from jaxselftrain.cross_check import CrossCheck, Judged, cross_check, require_math_verify
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS
-from jaxselftrain.plots import plot_thresholds
-from jaxselftrain.prompts import Encoded, prompt_width
-from jaxselftrain.questions import load_questions
-from jaxselftrain.resources import told_of_limits
-from jaxselftrain.run_folder import CONFIG, EVALUATIONS, make_folder, read_config, replace_text
-from jaxselftrain.sections import Mesh
-from jaxselftrain.sharding import check_mesh
-from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, Threshold, intervals, render, scores, thresholds
+from jaxselftrain.prompts import Encoded
+from jaxselftrain.run_folder import replace_text
+from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, Threshold, intervals, scores, thresholds
 from jaxselftrain.voter import Voter
-
-BOXED = "\n\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
 @dataclass(frozen=True)
@@ -45,6 +32,7 @@ class Evaluation:
     """The result of one evaluation."""
 
     summary: dict[str, Interval]  # metric -> value, low, high (95% bootstrap interval over questions)
+    per_question: dict[str, np.ndarray]  # metric -> the question's own value
     rows: list[dict[str, Any]]  # one a question: every response with its answer, and whether it is right
     thresholds: list[Threshold]  # accuracy and coverage over the least majority share
     cross_check: CrossCheck | None = None  # only with evaluate.cross_check
@@ -74,9 +62,11 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates any weights of one policy on one set of questions."""
+    """Evaluates any weights of one policy on one set of questions; several may share the program of the first."""
 
-    def __init__(self, parts: Parts, questions: Encoded, answer_key: AnswerKey, voter: Voter, width: int):
+    def __init__(
+        self, parts: Parts, questions: Encoded, answer_key: AnswerKey, voter: Voter, width: int, *, like: Evaluator | None = None
+    ):
         missing = [question.id for question in questions.questions if answer_key.is_right(question.id, None) is None]
         if missing:
             raise UserError(
@@ -87,6 +77,9 @@ class Evaluator:
             require_math_verify()
         self.parts, self.questions, self.answer_key, self.voter, self.width = parts, questions, answer_key, voter, width
         settings = parts.config.evaluate
+        if like is not None:
+            self.asker = like.asker
+            return
         temperatures = [settings.temperature] * settings.samples + [0.0] * settings.greedy
         self.asker = Asker(parts, width, temperatures=temperatures, top_p=settings.top_p, top_k=0, stream=EVALUATION)
 
@@ -141,7 +134,8 @@ class Evaluator:
         over_shares = thresholds(
             right_QN[:, :k], [row[:k] for row in keys], ties=config.vote.ties, opaque_may_win=config.vote.opaque_may_win
         )
-        return Evaluation(intervals(per_question, seed=BOOTSTRAP_SEED), rows, over_shares, self._cross_check(rows))
+        summary = intervals(per_question, seed=BOOTSTRAP_SEED)
+        return Evaluation(summary, per_question, rows, over_shares, self._cross_check(rows))
 
     def _cross_check(self, rows: list[dict[str, Any]]) -> CrossCheck | None:
         config = self.parts.config
@@ -161,98 +155,3 @@ def cut_back_evaluations(folder: Path, step: int) -> None:
     for file in folder.glob("step_??????.*"):
         if int(file.name[5:11]) > step:
             file.unlink()
-
-
-def run_evaluation(
-    *,
-    target: str,
-    questions: Path | None,
-    samples: int | None,
-    overrides: tuple[str, ...],
-    config_path: Path | None,
-    out: Path | None,
-) -> Evaluation:
-    """`jaxselftrain evaluate`: a run's newest checkpoint or any model, with a progress bar, a table and files.
-
-    Without `out`, a run's results go to its evaluations folder and a model's are only shown.
-    """
-    run = Path(target) if (Path(target) / CONFIG).is_file() else None
-    config = _evaluation_config(target, run, questions, samples, overrides, config_path)
-    folder = out or (run / EVALUATIONS if run else None)
-    if config.evaluate.questions is None:
-        raise UserError("the config has no evaluate.questions; name a file with --questions")
-    questions_asked, answer_key = load_questions(config.evaluate.questions), load_answer_key(config.evaluate.questions)
-    parts = open_parts(config, cache=None)
-    encoded = parts.encode(questions_asked, config.evaluate.questions.too_long)
-    if encoded.dropped_ids:
-        print(encoded.dropped(), file=sys.stderr)
-    width = prompt_width(encoded.tokens)
-    parts.check_context(width)
-    check_mesh(parts.mesh, parts.architecture, rows={"evaluate.batch": config.evaluate.batch})
-    if folder is not None:
-        make_folder(folder)  # before what takes long, after what may be refused
-    params, name = _weights(parts, run)
-    limits_told = partial(told_of_limits, settings=f"lower evaluate.batch (now {config.evaluate.batch}) or evaluate.samples")
-    with Voter(config.answer, config.vote) as voter:
-        evaluator = Evaluator(parts, encoded, answer_key, voter, width)
-        with (
-            limits_told(out or Path(target)),
-            tqdm(total=len(encoded.tokens), desc="evaluating", unit="question", dynamic_ncols=True) as bar,
-        ):
-            evaluation = evaluator.run(params, tick=lambda done: bar.update(done - bar.n))
-    title = f"{target}: {len(encoded.tokens)} questions, k = {config.evaluate.samples}, T = {config.evaluate.temperature:g}"
-    Console().print(render({name: evaluation.summary}, title=title))
-    checked = evaluation.cross_check
-    if checked is not None:
-        print(f"math-verify judges {checked.differs} of {checked.compared} answers differently; it failed on {checked.failed}")
-    if folder is not None:
-        label = name.replace(" ", "_") if out else f"{name.replace(' ', '_')}_command"
-        with limits_told(folder):
-            evaluation.write(folder, label)
-            picture = plot_thresholds({name: evaluation.thresholds}, folder / f"{label}.thresholds.png", title=target)
-        print(f"results: {folder / label}.json, responses: {folder / label}.jsonl, accuracy over agreement: {picture}")
-    return evaluation
-
-
-def _evaluation_config(target, run, questions, samples, overrides, config_path) -> Config:
-    """What to evaluate and how: a run's own config, or the given one, or for any other model a chat with an answer in a box.
-
-    The model is the run's whatever the config says, on a mesh of its own; overrides come last.
-    """
-    if config_path is not None:
-        values = load_config(config_path, ()).model_dump()
-    elif run is not None:
-        values = read_config(run).model_dump()
-    elif questions is not None:
-        prompt = {"format": "chat", "instruction": BOXED}
-        values = parse_config({"questions": _file_source(questions), "prompt": prompt}).model_dump()
-    elif target.startswith(("/", ".")) and not Path(target).exists():
-        raise UserError(f"{target} does not exist: name a run folder or a model")
-    else:
-        raise UserError("name the questions to evaluate on: --questions FILE, or --config with evaluate.questions")
-    evaluate = values["evaluate"]
-    if questions is not None:
-        like = evaluate["questions"] or values["questions"]
-        fields = like["fields"] | {"answer": like["fields"]["answer"] or "answer"}
-        evaluate["questions"] = _file_source(questions) | {"fields": fields, "too_long": like["too_long"]}
-    if evaluate["questions"] is None:
-        raise UserError("the config has no evaluate.questions; name a file with --questions")
-    if samples is not None:
-        evaluate["samples"] = samples
-    if run is not None:
-        values |= {"model": read_config(run).model.model_dump(), "mesh": Mesh().model_dump()}
-    else:
-        values["model"]["path"] = target
-    return override_config(parse_config(values, "evaluate"), overrides)
-
-
-def _file_source(path: Path) -> dict[str, Any]:
-    if path.suffix not in (".jsonl", ".parquet"):
-        raise UserError(f"--questions {path}: the file must end in .jsonl or .parquet")
-    return {"source": path.suffix[1:], "path": str(path)}
-
-
-def _weights(parts: Parts, run: Path | None) -> tuple[dict[str, jax.Array], str]:
-    if run is None:
-        return parts.params(), "model"
-    return checkpoint_params(parts, run, step=None)

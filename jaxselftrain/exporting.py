@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxselftrain import __version__
 from jaxselftrain.assembly import open_parts
-from jaxselftrain.checkpoints import checkpoint_params
+from jaxselftrain.checkpoints import METRIC, checkpoint_params
 from jaxselftrain.config import Config, override_config, to_yaml
+from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS_FILE, read_metrics
 from jaxselftrain.model.export import export_folder
 from jaxselftrain.run_folder import read_config
@@ -30,16 +32,21 @@ REWARDED_BY = {  # Config.reward_name -> what a model card says
 }
 
 
-def export_run(*, run: Path, out: Path, step: int | None, overrides: tuple[str, ...]) -> None:
-    """`jaxselftrain export`: the checkpoint of a step, or the newest, read on a mesh of its own.
+def export_run(*, run: Path, out: Path, step: int | None, newest: bool, overrides: tuple[str, ...]) -> None:
+    """`jaxselftrain export`: the checkpoint of a step, or the best, or the newest, read on a mesh of its own.
+
+    The best has the highest held-out avg@k of those that were evaluated while the run trained; where none was, it is the newest.
 
     Raises UserError for a missing run, step or free folder, and when the model is not the run's.
     """
+    if newest and step is not None:
+        raise UserError("--step and --newest name two checkpoints; give one of them")
     trained = read_config(run)
     config = override_config(trained.model_copy(update={"mesh": Mesh()}), overrides)
     parts = open_parts(config, cache=None)
-    params, name = checkpoint_params(parts, run, step=step)
-    chosen = int(name.removeprefix("step "))
+    lines = read_metrics(run) if (run / METRICS_FILE).is_file() else []
+    scores = {} if newest else {int(line["step"]): line[METRIC] for line in lines if METRIC in line}
+    params, chosen = checkpoint_params(parts, run, step=step, scores=scores)
     export_folder(
         params,
         parts.weights.config,
@@ -47,16 +54,18 @@ def export_run(*, run: Path, out: Path, step: int | None, overrides: tuple[str, 
         parts.tokenizer,
         out,
         dtype=config.model.weights_dtype,
-        card=model_card(trained, chosen, run),
+        card=model_card(trained, chosen, lines),
     )
-    print(f"{name} of {run} exported to {out}")
+    why = ""
+    if step is None and chosen in scores:
+        why = f", the best checkpoint that was evaluated (held-out avg@{trained.evaluate.samples} {scores[chosen]:.3f}),"
+    print(f"step {chosen} of {run}{why} exported to {out}")
 
 
-def model_card(config: Config, step: int, run: Path) -> str:
-    """README.md of an exported model."""
+def model_card(config: Config, step: int, lines: Sequence[dict[str, float]]) -> str:
+    """README.md of an exported model, from the metrics of its run."""
     source = REWARDED_BY[config.reward_name]
-    lines = read_metrics(run) if (run / METRICS_FILE).is_file() else []
-    measured = [line for line in lines if "heldout/avg" in line and line["step"] <= step]
+    measured = [line for line in lines if METRIC in line and line["step"] <= step]
     rows = [f"| {int(line['step'])} | {line['heldout/avg']:.3f} | {line['heldout/maj']:.3f} |" for line in measured]
     table = ["| step | avg@k | maj@k |", "| --- | --- | --- |", *rows] if rows else ["It was not evaluated while it trained."]
     return "\n".join(

@@ -26,7 +26,7 @@ from jaxselftrain.assembly import LABELS, Parts, open_parts
 from jaxselftrain.checkpoints import checkpoint_params
 from jaxselftrain.config import Config, changed_fields, load_config, override_config, parse_config, to_yaml
 from jaxselftrain.errors import Resumable, UserError
-from jaxselftrain.evaluate import BOXED
+from jaxselftrain.evaluate_command import BOXED
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import load_questions
 from jaxselftrain.resources import told_of_limits

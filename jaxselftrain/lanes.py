@@ -29,12 +29,13 @@ class Lanes:
     next_Q: jax.Array  # of each question: the first sample that no row has taken
 
 
-def first_lanes(*, Q: int, W: int, shards: int) -> Lanes:
-    """Every lane at its own question, its rows at the first W samples."""
+def first_lanes(wanted_Q: jax.Array, *, N: int, W: int, shards: int) -> Lanes:
+    """Every lane at its own question, its rows at the first W of N samples, or idle where the question is not wanted."""
+    Q = len(wanted_Q)
     return Lanes(
         question_Q=jnp.tile(jnp.arange(Q // shards), shards),
-        sample_QW=jnp.broadcast_to(jnp.arange(W), (Q, W)),
-        next_Q=jnp.full(Q, W, jnp.int32),
+        sample_QW=jnp.where(wanted_Q[:, None], jnp.arange(W), N),
+        next_Q=jnp.where(wanted_Q, W, N),
     )
 
 

@@ -8,7 +8,7 @@ saves. The next prompts are prepared while the device works.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,18 +24,18 @@ from jaxselftrain.config import Config
 from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.evaluate import Evaluator, cut_back_evaluations
 from jaxselftrain.interrupts import Interrupts
-from jaxselftrain.judge import judge
+from jaxselftrain.judge import Verdict, judge
 from jaxselftrain.label_file import easiest, teacher_keys
 from jaxselftrain.labels import NEED_GOLD
 from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.metrics import MetricsLog
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import Question, QuestionOrder, load_questions, without_overlap
-from jaxselftrain.rewards import Feedback
+from jaxselftrain.rewards import Feedback, with_questions
 from jaxselftrain.rollouts import Prompts, Rollouts
 from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, SUMMARY, begin_folder
 from jaxselftrain.sections import Questions
-from jaxselftrain.sharding import check_mesh, named, shards
+from jaxselftrain.sharding import check_mesh, shards
 from jaxselftrain.start import Host, begin
 from jaxselftrain.step import compile_step, feedback_shardings
 from jaxselftrain.update import State
@@ -62,6 +62,10 @@ class Fetched:
     confidence: Any  # Confidence | None
     taught: Any  # Taught | None
 
+    def at(self, places: Sequence[int]) -> Fetched:
+        """Only what was asked at these places of the batch."""
+        return jax.tree.map(lambda x: x[list(places)], self)
+
     @classmethod
     def of(cls, rollouts: Rollouts) -> Fetched:
         return cls(rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN, rollouts.confidence, rollouts.taught)
@@ -71,7 +75,7 @@ jax.tree_util.register_dataclass(Fetched)
 
 
 def _speed(line: dict[str, float], device: float, wall: float, tokens: int) -> dict[str, float]:
-    host = max(wall - device - line.get("voter_seconds", 0.0), 0.0)
+    host = max(wall - device - line.get("voter_seconds", 0.0) - line.get("refill_seconds", 0.0), 0.0)
     return {"device_seconds": device, "host_seconds": host, "tokens_per_second": tokens / wall}
 
 
@@ -112,12 +116,14 @@ class Loop:
             self.parts = fit_memory(self.parts, self.width, limit=device_limit(), say=say)
             self.config = config = self.parts.config
         self._tell_of_idle_devices()
-        self.order = QuestionOrder(len(self.encoded.questions), config.rollout.questions, config.train.seed)
+        self.order = QuestionOrder(len(self.encoded.questions), config.train.seed)
         self.sampling = self.parts.sampling(
             temperatures=[config.rollout.temperature] * config.vote.samples,
             top_p=config.rollout.top_p,
             top_k=config.rollout.top_k,
         )
+        Q = config.rollout.questions
+        self.nothing = self._prompts([0] * Q, [False] * Q, draw=0)  # for the last call, which only learns
         self.step = compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh)
         with ExitStack() as opened:  # what is open is closed again when a later line fails
             self.voter = opened.enter_context(Voter(config.answer, config.vote))
@@ -154,20 +160,24 @@ class Loop:
         if 0 < host.step >= steps:
             self.say(f"step {host.step} of {steps}: there is nothing left to do")
             return
+        if self._told_to_stop(host):
+            return
         self.say("compiling the training step (a minute or so; later runs beside this one reuse it)")
-        indices, prompts = self._prompts(host.step + host.sampled)
+        indices, prompts = self._next_batch(host)
         last = time.perf_counter()
         while host.step < steps or not host.sampled:
             learn = host.sampled
             wanted = host.step + learn < steps
             dispatched = time.perf_counter()
-            state, rollouts, metrics = self._call(state, rollouts, votes, prompts, learn=learn, wanted=wanted)
+            state, rollouts, metrics = self._call(state, rollouts, votes, prompts if wanted else self.nothing, learn=learn)
             sampled = indices
             if wanted:  # the device is busy: the time to prepare what comes next
-                indices, prompts = self._prompts(host.step + learn + 1)
+                host.note_call(len(sampled))
+                indices, prompts = self._next_batch(host)
             fetched, metrics = jax.device_get((Fetched.of(rollouts), metrics))
             device_seconds = time.perf_counter() - dispatched
             line: dict[str, float] = {}
+            is_best = False
             if learn:
                 line = self._learned(host, metrics)
                 line |= _speed(line, device_seconds, time.perf_counter() - last, host.tokens)
@@ -175,23 +185,30 @@ class Loop:
             if learn or host.step == 0:
                 line |= self._evaluate(host, state)
                 last += line.get("heldout/seconds", 0.0)  # evaluation is no part of a step's time
+                is_best = host.note_score(line.get(METRIC))
                 host.seconds = self.seconds_before + time.monotonic() - self.began
                 self._write(host, line)
             ballots: list[Vote] = []
             if wanted:
                 votes, ballots = self._vote(host, sampled, fetched)
+                calls = host.draws
+                state, rollouts, votes = self._refill(host, state, rollouts, votes, ballots, sampled)
+                if host.draws > calls:  # what was prepared has been asked already
+                    indices, prompts = self._next_batch(host)
             resampled = not learn and host.step > 0  # a finished run goes on: nothing new has happened yet
             host.sampled = wanted
             self._stop_if_bad(host)
-            stopping = interrupts.requested and wanted
+            stopping, ending = interrupts.requested and wanted, False
             if learn or stopping:
-                self._save(host, state, rollouts, votes, line.get(METRIC), now=stopping)
+                ending = wanted and self._told_to_stop(host)
+                best = is_best and self.config.checkpoint.keep_best
+                self._save(host, state, rollouts, votes, line.get(METRIC), now=stopping or ending or best)
             if not resampled:
                 yield Report(host.step, line, ballots)
             if stopping:
                 self.checkpoints.wait()
                 raise Resumable(f"stopped after step {host.step} of {steps}; everything is saved in {self.folder}")
-            if not wanted:
+            if ending or not wanted:
                 break
         self.checkpoints.wait()
 
@@ -241,16 +258,18 @@ class Loop:
                 f"up to {fit}, each part holds a question for every one of the {devices}"
             )
 
-    def _prompts(self, batch: int) -> tuple[list[int], Prompts]:
-        """(indices of the questions, prompts on device) of the batch-th sampling call."""
-        indices = self.order.batch_at(batch)
-        tokens = [self.encoded.tokens[i] for i in indices]
-        return indices, self.parts.prompts(tokens, self.width, stream=TRAINING, draw=batch, sampling=self.sampling)
+    def _next_batch(self, host: Host) -> tuple[list[int], Prompts]:
+        """(indices of the next questions, their prompts on device)."""
+        indices = self.order.take(host.asked, self.config.rollout.questions)
+        return indices, self._prompts(indices, [True] * len(indices), draw=host.draws)
 
-    def _call(self, state: State, rollouts: Rollouts, votes: Feedback, prompts: Prompts, *, learn: bool, wanted: bool):
-        at, whole = feedback_shardings(self.parts.mesh), named(self.parts.mesh)
-        votes = jax.device_put(replace(votes, learn=np.asarray(learn)), at)
-        return self.step(state, rollouts, votes, replace(prompts, wanted=jax.device_put(np.asarray(wanted), whole)))
+    def _prompts(self, indices: list[int], wanted: list[bool], *, draw: int) -> Prompts:
+        tokens = [self.encoded.tokens[i] for i in indices]
+        return self.parts.prompts(tokens, wanted, self.width, stream=TRAINING, draw=draw, sampling=self.sampling)
+
+    def _call(self, state: State, rollouts: Rollouts, votes: Feedback, prompts: Prompts, *, learn: bool):
+        votes = jax.device_put(replace(votes, learn=np.asarray(learn)), feedback_shardings(self.parts.mesh))
+        return self.step(state, rollouts, votes, prompts)
 
     def _learned(self, host: Host, metrics: dict[str, float]) -> dict[str, float]:
         """The metrics line of the update just made; counts updates that were skipped for NaN or Inf."""
@@ -281,8 +300,16 @@ class Loop:
 
     def _vote(self, host: Host, indices: list[int], fetched: Fetched) -> tuple[Feedback, list[Vote]]:
         """Reads the answers of the new rollouts and decides what the next update learns from them."""
+        verdict = self._judge(host, indices, fetched)
+        filled = float(np.mean([len(self.encoded.tokens[i]) for i in indices])) / self.width
+        host.pending = verdict.metrics | {"prompt_padding_share": 1.0 - filled}
+        host.responses = verdict.responses
+        host.tokens = int(fetched.length_QN.sum())
+        return verdict.feedback, verdict.votes
+
+    def _judge(self, host: Host, indices: list[int], fetched: Fetched) -> Verdict:
         taught = fetched.taught
-        verdict = judge(
+        return judge(
             self.config,
             [self.encoded.questions[i] for i in indices],
             self.parts.texts(fetched.tokens_QNT, fetched.length_QN),
@@ -295,19 +322,53 @@ class Loop:
             taught=None if taught is None else self.parts.texts(taught.tokens_QNT, taught.length_QN),
             step=host.step,
         )
-        filled = float(np.mean([len(self.encoded.tokens[i]) for i in indices])) / self.width
-        host.pending = verdict.metrics | {"prompt_padding_share": 1.0 - filled}
-        host.responses = verdict.responses
-        host.tokens = int(fetched.length_QN.sum())
-        return verdict.feedback, verdict.votes
+
+    def _refill(self, host: Host, state: State, rollouts: Rollouts, votes: Feedback, ballots: list[Vote], indices: list[int]):
+        """(state, rollouts, votes) after fresh questions have been sampled in the place of those that are left out.
+
+        `ballots` and `indices` are changed in place; metrics go on describing the batch as it was sampled first.
+        """
+        seconds, replaced = 0.0, set()
+        for _ in range(self.config.reward.refill):
+            places = [int(q) for q in np.flatnonzero(~(votes.weight_QN > 0).any(1))]
+            if not places:
+                break
+            started = time.perf_counter()
+            for place, index in zip(places, self.order.take(host.asked, len(places)), strict=True):
+                indices[place] = index
+            wanted = [place in places for place in range(len(indices))]
+            prompts = self._prompts(indices, wanted, draw=host.draws)
+            host.note_call(len(places))
+            state, rollouts, _ = self._call(state, rollouts, votes, prompts, learn=False)
+            fetched = jax.device_get(Fetched.of(rollouts)).at(places)
+            seconds += time.perf_counter() - started
+            verdict = self._judge(host, [indices[place] for place in places], fetched)
+            votes = with_questions(votes, places, verdict.feedback)
+            for place, ballot in zip(places, verdict.votes, strict=True):
+                ballots[place] = ballot
+            host.tokens += int(fetched.length_QN.sum())
+            for name in ("voter_seconds", "voter_kills"):
+                host.pending[name] += verdict.metrics[name]
+            replaced.update(places)
+        if self.config.reward.refill:
+            host.pending["kept_question_share"] = float((votes.weight_QN > 0).any(1).mean())
+            host.pending |= {"refilled_share": len(replaced) / len(indices), "refill_seconds": seconds}
+        return state, rollouts, votes
 
     def _save(self, host: Host, state: State, rollouts: Rollouts, votes: Feedback, score: float | None, *, now: bool) -> None:
-        settings = self.config.checkpoint
-        best = settings.keep_best and score is not None and (host.best is None or score > host.best)
-        if best:
-            host.best = score
-        if now or best or host.step % settings.every == 0 or host.step == self.config.train.steps:
+        if now or host.step % self.config.checkpoint.every == 0 or host.step == self.config.train.steps:
             self.checkpoints.save(host.step, Saved(state, rollouts, votes, asdict(host)), metric=score)
+
+    def _told_to_stop(self, host: Host) -> bool:
+        """Whether evaluate.patience is at its end; says so."""
+        patience = self.config.evaluate.patience
+        if patience is None or host.since_best < patience:
+            return False
+        self.say(
+            f"step {host.step}: no better held-out avg@{self.config.evaluate.samples} in {host.since_best} evaluations, the best "
+            f"is that of step {host.best_step}; raise evaluate.patience (now {patience}) to go on"
+        )
+        return True
 
     def _stop_if_bad(self, host: Host) -> None:
         if host.bad_in_a_row < self.config.runtime.bad_steps:

@@ -113,7 +113,7 @@ def step_bytes(parts: Parts, width: int) -> float:
         length_Q=shape((Q,), jnp.int32),
         slot_Q=shape((Q,), jnp.int32),
         noise=shape((3,), jnp.uint32),
-        wanted=shape((), bool),
+        wanted_Q=shape((Q,), bool),
         sampling=Sampling(
             temperature_N=shape((N,), jnp.float32),
             top_p=shape((), jnp.float32),

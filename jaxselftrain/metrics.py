@@ -36,6 +36,9 @@ METRICS: dict[str, str] = {
     "opaque_share": "Share of samples whose answer could not be understood and counts as its exact text alone.",
     "kept_question_share": "Share of questions that were learned from: the others had too small a majority share "
     "(reward.minimum_share, reward.keep_fraction).",
+    "refilled_share": "Share of questions that are fresh ones in the place of others that were left out (reward.refill); the "
+    "other metrics of responses describe the batch as it was sampled first.",
+    "refill_seconds": "Seconds spent sampling these.",
     "zero_variance_share": "Share of questions whose samples all got the same reward, and so teach nothing.",
     "dominant_answer_share": "Largest share of all samples, over different questions, that give one and the same answer; near 1 "
     "the policy answers every question alike.",

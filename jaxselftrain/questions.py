@@ -54,21 +54,20 @@ def without_overlap(training: Sequence[Question], held_out: Sequence[Question]) 
 
 
 class QuestionOrder:
-    """An endless stream of question indices in batches: every epoch a new shuffle of all `count`, none left out.
+    """An endless stream of question indices: every epoch a new shuffle of all `count`, none left out.
 
-    Equal (count, batch, seed) give equal streams, and a batch follows from its step number alone, so the step number
-    is all that a checkpoint keeps. Batches run across the ends of epochs.
+    Equal (count, seed) give equal streams, and what comes at a place follows from that number alone, so it is all that a
+    checkpoint keeps. Batches run across the ends of epochs.
     """
 
-    def __init__(self, count: int, batch: int, seed: int):
+    def __init__(self, count: int, seed: int):
         import grain  # here, because it imports JAX where JAX is installed, and reading questions needs none
 
-        self._batch = batch
         self._stream = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
-    def batch_at(self, step: int) -> list[int]:
-        """The indices of batch number `step`, from 0."""
-        return [int(self._stream[step * self._batch + place]) for place in range(self._batch)]
+    def take(self, first: int, count: int) -> list[int]:
+        """The indices of the `count` questions from place `first` of the stream on."""
+        return [int(self._stream[first + place]) for place in range(count)]
 
 
 def _plain(text: str) -> str:

@@ -28,6 +28,23 @@ class Feedback:
     learn: Any  # bool, no axes: False skips the update
 
 
+def with_questions(feedback: Feedback, places: Sequence[int], new: Feedback) -> Feedback:
+    """The feedback on a batch after the questions at these places have been replaced; `new` is about these alone."""
+
+    def put(old, new):
+        whole = np.array(old)
+        whole[list(places)] = new
+        return whole
+
+    return Feedback(
+        reward_QN=put(feedback.reward_QN, new.reward_QN),
+        weight_QN=put(feedback.weight_QN, new.weight_QN),
+        kl_weight_Q=put(feedback.kl_weight_Q, new.kl_weight_Q),
+        chosen_QM=put(feedback.chosen_QM, new.chosen_QM),
+        learn=feedback.learn,
+    )
+
+
 def agreement(keys: Sequence[str | None], label: str | None) -> list[float]:
     """1.0 for each sample whose answer is the label, 0.0 for the others and for all when there is no label.
 

@@ -33,7 +33,7 @@ class Prompts:
     length_Q: Leaf  # int32, at least 1
     slot_Q: Leaf  # int32, the question's place in the whole batch: keys its noise
     noise: Leaf  # uint32 [3]: seed, stream (training, evaluation, ...), draw counter
-    wanted: Leaf  # bool; false: no sampling at all, for a call that only learns
+    wanted_Q: Leaf  # bool; false: not sampled, in a call that only learns or only fills some places again
     sampling: Sampling
 
 

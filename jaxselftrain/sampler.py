@@ -75,7 +75,7 @@ def sample(
     parts: int = 1,
     confidence: bool = False,
 ) -> Rollouts:
-    """Samples N responses of at most T tokens to each prompt.
+    """Samples N responses of at most T tokens to each prompt that is wanted; the others have none.
 
     A question's samples are split into parts, one for each device of the mesh's axis `samples` or 1, each of which computes
     the prompt and samples W <= N / parts at a time. With `confidence` each token's distribution is measured as well, which is
@@ -86,7 +86,7 @@ def sample(
     def go(params):
         return _sample(graph, params, prompts, N=N, T=T, W=W, parts=parts, confidence=confidence)
 
-    return jax.lax.cond(prompts.wanted, go, lambda _: empty_rollouts(Q=Q, N=N, C=C, T=T, confidence=confidence), params)
+    return jax.lax.cond(prompts.wanted_Q.any(), go, lambda _: empty_rollouts(Q=Q, N=N, C=C, T=T, confidence=confidence), params)
 
 
 @jax.tree_util.register_dataclass
@@ -158,13 +158,12 @@ def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
     questions, Q, N = len(prompts.slot_Q), len(prompts.slot_Q) * parts, N // parts
     devices = shards(policy.mesh, "rows")
     start_Q = jnp.tile(jnp.arange(parts) * N, questions)
-    tokens_QC, length_Q, slot_Q, start_Q = (
-        constrain(x, policy.mesh, "rows")
-        for x in (*(jnp.repeat(x, parts, 0) for x in (prompts.tokens_QC, prompts.length_Q, prompts.slot_Q)), start_Q)
-    )
+    per_question = prompts.tokens_QC, prompts.length_Q, prompts.slot_Q, prompts.wanted_Q
+    per_part = *(jnp.repeat(x, parts, 0) for x in per_question), start_Q
+    tokens_QC, length_Q, slot_Q, wanted_Q, start_Q = (constrain(x, policy.mesh, "rows") for x in per_part)
     first_QD, prompt_cache = policy.prefill(tokens_QC, length_Q)
     asked = Asked(slot_Q, start_Q, length_Q, first_QD, prompt_cache)
-    work = _first_work(policy, asked, N=N, T=T, W=W, confidence=confidence)
+    work = _first_work(policy, asked, wanted_Q, N=N, T=T, W=W, confidence=confidence)
     # One row a question is enough for the first tokens: its samples all start from the same logits.
     work = _draw(policy, prompts, work, first_QD[:, None])
 
@@ -230,8 +229,8 @@ def segments(T: int) -> list[int]:
     return sorted({min(max(SMALLEST_CACHE, -(-T // part // SLOTS) * SLOTS), whole) for part in (8, 4, 2, 1)})
 
 
-def _first_work(policy: Policy, asked: Asked, *, N: int, T: int, W: int, confidence: bool) -> Work:
-    Q = len(asked.slot_Q)
+def _first_work(policy: Policy, asked: Asked, wanted_Q: jax.Array, *, N: int, T: int, W: int, confidence: bool) -> Work:
+    Q = len(wanted_Q)
     zeros_QW = jnp.zeros((Q, W), jnp.int32)
     drawn = Drawn(
         tokens_QNT=jnp.zeros((Q, N, T), jnp.int32),
@@ -240,7 +239,7 @@ def _first_work(policy: Policy, asked: Asked, *, N: int, T: int, W: int, confide
         ended_QN=jnp.zeros((Q, N), bool),
         confidence=no_confidence(Q, N) if confidence else None,
     )
-    lanes = first_lanes(Q=Q, W=W, shards=shards(policy.mesh, "rows"))
+    lanes = first_lanes(wanted_Q, N=N, W=W, shards=shards(policy.mesh, "rows"))
     lanes, drawn, zeros_QW = jax.tree.map(lambda x: constrain(x, policy.mesh, "rows"), (lanes, drawn, zeros_QW))
     return Work(lanes, asked, drawn, age_QW=zeros_QW, token_QW=zeros_QW, state_QW=zeros_QW)
 

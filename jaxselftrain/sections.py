@@ -230,6 +230,9 @@ class Reward(Section):
     )
     minimum_share: Real = Field(0.0, ge=0, le=1, description="questions with a smaller majority share are not learned from")
     keep_fraction: Real = Field(1.0, gt=0, le=1, description="learn from this part of each batch, the largest majority shares")
+    refill: int = Field(
+        0, ge=0, description="at most so many times a step, fresh questions are sampled in the place of those that are left out"
+    )
 
     @property
     def parts(self) -> dict[str, float]:
@@ -242,6 +245,10 @@ class Reward(Section):
             raise ValueError("kind sum needs weights of two kinds or more, such as {agreement: 1.0, self_certainty: 0.5}")
         if self.kind != "sum" and self.weights:
             raise ValueError(f"weights are read by kind sum alone and kind is {self.kind}; remove them or set kind=sum")
+        if self.refill and self.minimum_share == 0 and self.keep_fraction == 1:
+            raise ValueError(
+                "refill takes the place of questions that minimum_share or keep_fraction leave out, and neither is set"
+            )
         return self
 
 
@@ -310,6 +317,9 @@ class Mesh(Section):
 class Evaluate(Section):
     questions: Questions | None = Field(None, description="held-out questions; texts found here are removed from training")
     every: int = free(0, "steps between evaluations inside a run; 0: only before and after", ge=0)
+    patience: int | None = free(
+        None, "stop after so many evaluations in a row without a better held-out avg@k; null: run to the end", ge=1
+    )
     samples: int = Field(8, ge=1, description="samples per question (k of avg@k, maj@k)")
     batch: int = free(16, "questions sampled at a time", ge=1)
     temperature: Real = Field(1.0, ge=0, description="sampling temperature of evaluation")
@@ -338,6 +348,17 @@ class Runtime(Section):
     deterministic: bool = Field(False, description="GPU: XLA's deterministic kernels, for bitwise resume; slower")
     bad_steps: int = free(3, "stop after this many updates in a row with NaN or Inf", ge=1)
     compilation_cache: bool = free(True, "keep compiled programs beside the run folder, so that a restart does not compile again")
+
+
+class Stage(Section):
+    name: str = Field(description="name of the stage's folders", pattern="[a-z0-9][a-z0-9_.-]*")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the sections of a config that differ from those above")
+    labels: int | None = Field(
+        None,
+        ge=2,
+        description="first label the stage's questions with the model it starts from, so many samples each: for label.source "
+        "teacher and questions.easiest",
+    )
 
 
 class Train(Section):

@@ -28,15 +28,34 @@ class Host:
 
     step: int = 0  # updates done
     sampled: bool = False  # whether rollouts and feedback await an update
+    draws: int = 0  # sampling calls so far
+    asked: int = 0  # questions that these have taken from the stream
     pending: dict[str, float] = field(default_factory=dict)  # the metrics of their vote
     responses: list[dict] = field(default_factory=list)  # the samples of theirs that are logged
     bad_updates: int = 0
     bad_in_a_row: int = 0
     best: float | None = None  # highest held-out avg@k so far
+    best_step: int = 0
+    since_best: int = 0  # evaluations after that
     reference: dict[str, int] | None = None  # fingerprint of the frozen initial policy
     tokens: int = 0  # response tokens in the rollouts that await their update
     questions: str = ""  # fingerprint of the training questions and their order
     seconds: float = 0.0  # wall time of all the processes that worked on this run
+
+    def note_score(self, score: float | None) -> bool:
+        """Takes down an evaluation's score; whether it is the best so far."""
+        if score is None:
+            return False
+        if self.best is None or score > self.best:
+            self.best, self.best_step, self.since_best = score, self.step, 0
+            return True
+        self.since_best += 1
+        return False
+
+    def note_call(self, questions: int) -> None:
+        """One more sampling call, with so many of the stream's questions."""
+        self.draws += 1
+        self.asked += questions
 
 
 def begin(

@@ -78,6 +78,11 @@ def bootstrap(values_QS: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarr
 
     Deterministic in the seed. When all questions score alike the interval has no width: the data show no spread.
     """
+    return _interval(_resampled_means(values_QS, seed=seed))
+
+
+def _resampled_means(values_QS: np.ndarray, *, seed: int) -> np.ndarray:
+    """[RESAMPLES, S]: means over questions drawn with replacement, the same ones for all statistics."""
     Q = len(values_QS)
     random = np.random.default_rng(seed)
     means = []
@@ -85,8 +90,12 @@ def bootstrap(values_QS: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarr
         rows = min(max(1, BLOCK // Q), RESAMPLES - start)
         index_RQ = random.integers(0, Q, (rows, Q))
         means.append(np.stack([values_QS[:, s][index_RQ].mean(1) for s in range(values_QS.shape[1])], 1))
+    return np.concatenate(means)
+
+
+def _interval(means_RS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     tail = (1 - CONFIDENCE) / 2
-    low_S, high_S = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
+    low_S, high_S = np.quantile(means_RS, [tail, 1 - tail], axis=0)
     return low_S, high_S
 
 
@@ -100,6 +109,21 @@ def intervals(per_question: Mapping[str, np.ndarray], *, seed: int) -> dict[str,
         name: Interval(value=float(values_QS[:, s].mean()), low=float(low_S[s]), high=float(high_S[s]))
         for s, name in enumerate(per_question)
     }
+
+
+def macro_average(sets: Sequence[Mapping[str, np.ndarray]], *, seed: int) -> dict[str, Interval]:
+    """Mean over sets of questions of each statistic's mean in the set: every set counts the same, whatever its size.
+
+    The interval resamples the questions of every set on its own. Only statistics that all sets have.
+    """
+    if not sets:
+        raise ValueError("no set to take a mean over")
+    names = [name for name in sets[0] if all(name in per_question for per_question in sets)]
+    values = [np.stack([np.asarray(per_question[name], float) for name in names], 1) for per_question in sets]
+    means = [_resampled_means(values_QS, seed=seed + number) for number, values_QS in enumerate(values)]
+    low_S, high_S = _interval(np.mean(means, 0))
+    value_S = np.mean([values_QS.mean(0) for values_QS in values], 0)
+    return {name: Interval(value=float(value_S[s]), low=float(low_S[s]), high=float(high_S[s])) for s, name in enumerate(names)}
 
 
 def paired_difference(before_Q: np.ndarray, after_Q: np.ndarray, *, seed: int) -> Interval:

@@ -4,7 +4,8 @@
 
 This is the one compiled program of training: sampling always uses the weights that the update has just made, nothing is
 copied to a second engine, and the host dispatches once per step. `feedback.learn` false skips the update by lax.cond and
-gives the state back unchanged; `prompts.wanted` false skips sampling (the last step). A second program only samples, for
+gives the state back unchanged. `prompts.wanted_Q` says which questions are sampled: none in the last step, some where fresh
+questions take the place of others; the rest of the rollouts come back as they were. A second program only samples, for
 evaluation. Both are jitted here and nowhere else.
 """
 
@@ -63,12 +64,22 @@ def step(
 
     state, metrics = jax.lax.cond(feedback.learn, update, skip, state)
     N, T = config.vote.samples, config.rollout.max_tokens
-    rollouts = sample(graph, state.params, prompts, N=N, T=T, W=W, parts=parts, confidence=config.measures_confidence)
+    new = sample(graph, state.params, prompts, N=N, T=T, W=W, parts=parts, confidence=config.measures_confidence)
     if state.teacher is not None:  # with other noise: equal weights should not give equal samples
         asked = replace(prompts, noise=prompts.noise.at[1].set(TEACHER))
         answers = sample(graph, state.teacher, asked, N=N, T=T, W=W, parts=parts)
-        rollouts = replace(rollouts, taught=Taught(answers.tokens_QNT, answers.length_QN))
-    return state, rollouts, metrics
+        new = replace(new, taught=Taught(answers.tokens_QNT, answers.length_QN))
+    return state, _in_place(new, rollouts, prompts.wanted_Q), metrics
+
+
+def _in_place(new: Rollouts, old: Rollouts, wanted_Q: jax.Array) -> Rollouts:
+    """The new rollouts of the questions that were wanted, the old ones of the others."""
+
+    def choose(new, old):
+        return jnp.where(wanted_Q.reshape(-1, *(1 for _ in new.shape[1:])), new, old)
+
+    chosen = jax.tree.map(choose, replace(new, temperature_N=None), replace(old, temperature_N=None))
+    return replace(chosen, temperature_N=new.temperature_N)
 
 
 def compile_step(graph: nnx.GraphDef, config: Config, architecture: Architecture, mesh: Mesh) -> jax.stages.Wrapped:
@@ -164,7 +175,14 @@ def rollout_shardings(mesh: Mesh, *, confidence: bool = False, taught: bool = Fa
 
 def prompt_shardings(mesh: Mesh) -> Prompts:
     by_question, whole = named(mesh, "questions"), named(mesh)
-    return Prompts(by_question, by_question, by_question, whole, whole, Sampling(whole, whole, whole, whole))
+    return Prompts(
+        tokens_QC=by_question,
+        length_Q=by_question,
+        slot_Q=by_question,
+        noise=whole,
+        wanted_Q=by_question,
+        sampling=Sampling(whole, whole, whole, whole),
+    )
 
 
 def feedback_shardings(mesh: Mesh) -> Feedback:

@@ -14,7 +14,8 @@ import numpy as np
 import yaml
 from small_models import save_folder, torch_model
 
-TIMINGS = ("device_seconds", "voter_seconds", "host_seconds", "heldout/seconds", "tokens_per_second", "elapsed_seconds")
+TIMES = ("device_seconds", "voter_seconds", "refill_seconds", "host_seconds", "heldout/seconds", "elapsed_seconds")
+TIMINGS = (*TIMES, "tokens_per_second")
 
 
 def make_model(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from jaxselftrain.questions import load_questions
 from jaxselftrain.sections import Questions
 
 PACKAGE = Path(jaxselftrain.__file__).parent
-MAY_READ_GOLD = {"label_file", "answer_key", "metrics", "evaluate", "judge", "loop"}
+MAY_READ_GOLD = {"label_file", "answer_key", "metrics", "evaluate", "evaluate_command", "judge", "loop"}
 WITHOUT_JAX = ["answers", "votes", "voter", "voter_worker", "rewards", "questions", "sources", "answer_key", "config", "errors"]
 
 

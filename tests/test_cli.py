@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -124,15 +125,23 @@ def test_ctrl_c_outside_the_loop_ends_without_a_traceback(config, stand_in):
 
 
 def test_evaluate_and_export_pass_their_arguments_on(stand_in):
-    evaluations = stand_in("jaxselftrain.evaluate", "run_evaluation")
+    evaluations = stand_in("jaxselftrain.evaluate_command", "run_evaluation")
     exports = stand_in("jaxselftrain.exporting", "export_run")
-    assert cli.main(["evaluate", "model", "--questions", "q.jsonl", "--samples", "4", "evaluate.top_p=0.9"]) == 0
-    assert cli.main(["export", "run", "out", "--step", "7"]) == 0
-    given = {name: str(value) if name in ("questions", "run", "out") else value for name, value in evaluations[0][1].items()}
-    assert given == dict(
-        target="model", questions="q.jsonl", samples=4, overrides=("evaluate.top_p=0.9",), config_path=None, out="None"
+    assert (
+        cli.main(
+            ["evaluate", "model", "--questions", "q.jsonl", "--questions", "r.jsonl", "--samples", "4", "evaluate.top_p=0.9"]
+        )
+        == 0
     )
-    assert {name: str(value) for name, value in exports[0][1].items()} == dict(run="run", out="out", step="7", overrides="()")
+    assert cli.main(["export", "run", "out", "--step", "7"]) == 0
+    given = {name: str(value) if name == "out" else value for name, value in evaluations[0][1].items()}
+    files = [Path("q.jsonl"), Path("r.jsonl")]
+    assert given == dict(
+        target="model", questions=files, samples=4, overrides=("evaluate.top_p=0.9",), config_path=None, out="None"
+    )
+    assert {name: str(value) for name, value in exports[0][1].items()} == dict(
+        run="run", out="out", step="7", newest="False", overrides="()"
+    )
 
 
 def test_help_and_bad_settings_import_no_jax(config):

@@ -48,6 +48,26 @@ def test_a_cross_check_reports_where_math_verify_differs(run, tmp_path):
     assert f"math-verify judges {sum(row['samples'] for row in rows)} of {len(responses)} answers differently" in out
 
 
+def test_several_sets_are_measured_apart_and_count_the_same(run, tmp_path):
+    few, many = write_questions(tmp_path / "few.jsonl", 3), write_questions(tmp_path / "many.jsonl", 9)
+    sets = ["--questions", str(few), "--questions", str(many)]
+    code, out, err = command("evaluate", str(run), *sets, "--out", str(tmp_path / "out"))
+    assert code == 0, err
+    names = "few", "many", "macro-average"
+    found = {name: json.loads((tmp_path / "out" / f"step_2_{name}.json").read_text()) for name in names}
+    for metric in ("avg", "maj", "greedy", "no_answer"):
+        one, other, both = (found[name][metric]["value"] for name in names)
+        assert both == pytest.approx((one + other) / 2)
+    assert len(lines(tmp_path / "out", "step_2_many.jsonl")) == 9 and (tmp_path / "out" / "step_2_few.thresholds.png").is_file()
+    assert all(name in out for name in names)
+    code, _, err = command("evaluate", str(run), "--questions", str(many), "--out", str(tmp_path / "alone"))
+    assert code == 0, err
+    assert json.loads((tmp_path / "alone" / "step_2.json").read_text()) == found["many"]
+    shutil.copy(few, tmp_path / "out" / "few.jsonl")
+    code, _, err = command("evaluate", str(run), *sets, "--questions", str(tmp_path / "out" / "few.jsonl"))
+    assert code == 2 and "another set is called few already; rename the file" in err
+
+
 def test_the_exported_model_is_the_trained_one(run, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -67,6 +87,26 @@ def test_the_exported_model_is_the_trained_one(run, tmp_path):
     assert np.min(moved) > 0
     card = (tmp_path / "exported" / "README.md").read_text()
     assert "2 steps" in card and "vote" in card
+
+
+def test_the_best_evaluated_checkpoint_is_exported(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "1")
+    rows = lines(copy)
+    for row, score in zip(rows, (0.9, 0.5, 0.25), strict=True):  # there is no checkpoint of step 0
+        row["heldout/avg"], row["heldout/maj"] = score, 0.0
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    best = "step 1 of {}, the best checkpoint that was evaluated (held-out avg@2 0.500), exported to"
+    for options, told in {
+        (): best,
+        ("--newest",): "step 2 of {} exported to",
+        ("--step", "2"): "step 2 of {} exported to",
+    }.items():
+        code, out, err = command("export", str(copy), str(tmp_path / f"model{len(options)}"), *options)
+        assert code == 0 and " ".join(out.split()).startswith(told.format(copy)), (out, err)
+    code, _, err = command("export", str(copy), str(tmp_path / "x"), "--step", "2", "--newest")
+    assert code == 2 and "--step and --newest name two checkpoints; give one of them" in err
 
 
 def test_missing_steps_and_taken_folders_are_refused(run, tmp_path):

@@ -43,6 +43,14 @@ def test_srt_recipe_has_the_published_numbers():
     assert config.keeps_reference and config.questions.fields.answer is None
 
 
+def test_test_time_training_measures_the_questions_it_trains_on():
+    config = load_config(CONFIGS / "test_time.yaml")
+    assert config.evaluate.questions == config.questions and config.evaluate.allow_overlap
+    asked = load_questions(config.questions)
+    assert len(asked) == config.train.steps * config.rollout.questions  # every question once
+    assert config.vote.samples == 2 * config.samples_trained
+
+
 def test_no_example_of_the_quickstarts_prompt_is_a_question():
     config = load_config(CONFIGS / "quickstart.yaml")
     training, held_out = load_questions(config.questions), load_questions(config.evaluate.questions)

@@ -80,12 +80,12 @@ def test_an_evaluation_carries_it_into_metrics_and_files(tmp_path):
     from jaxselftrain.metrics import METRICS
 
     row = {"id": "q", "gold": "1", "answer": "é", "samples": 2, "keys": True, "math_verify": False}
-    with_it = Evaluation({}, [{"id": "q"}], [], CrossCheck(compared=5, failed=1, differs=2, rows=[row]))
+    with_it = Evaluation({}, {}, [{"id": "q"}], [], CrossCheck(compared=5, failed=1, differs=2, rows=[row]))
     assert with_it.metrics() == {"heldout/cross_check_differs": 2, "heldout/cross_check_failed": 1}
-    assert set(with_it.metrics()) <= set(METRICS) and Evaluation({}, [], []).metrics() == {}
+    assert set(with_it.metrics()) <= set(METRICS) and Evaluation({}, {}, [], []).metrics() == {}
     with_it.write(tmp_path, "step")
     assert json.loads((tmp_path / "step.differences.jsonl").read_text()) == row
-    Evaluation({}, [{"id": "q"}], []).write(tmp_path, "other")
+    Evaluation({}, {}, [{"id": "q"}], []).write(tmp_path, "other")
     assert not (tmp_path / "other.differences.jsonl").exists()
 
 

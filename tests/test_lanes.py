@@ -14,11 +14,12 @@ moved = jax.jit(move, static_argnames=("N", "shards"))
 movable = jax.jit(may_move, static_argnames=("N", "shards"))
 
 
-def work(length_QN, *, W, shards, moving=True):
+def work(length_QN, wanted_Q=None, *, W, shards, moving=True):
     """Plays sampling with given lengths, checking every tick. Gives (ticks, {(question, sample): ticks spent on it})."""
+    wanted_Q = np.ones(len(length_QN), bool) if wanted_Q is None else wanted_Q
     Q, N = length_QN.shape
     each = Q // shards
-    lanes, age_QW = first_lanes(Q=Q, W=W, shards=shards), np.zeros((Q, W), int)
+    lanes, age_QW = first_lanes(jnp.asarray(wanted_Q), N=N, W=W, shards=shards), np.zeros((Q, W), int)
     spent, ticks = {}, 0
     reads_Q = np.arange(Q)  # whose prompt each lane holds, as copies between lanes have it
     while (np.asarray(lanes.sample_QW) < N).any():
@@ -52,9 +53,10 @@ def test_every_sample_is_worked_on_once_and_no_lane_waits(data, devices, samples
     (Q, shards), (N, W) = devices, samples
     lengths = st.lists(st.integers(1, 9), min_size=Q * N, max_size=Q * N)
     length_QN = np.asarray(data.draw(lengths)).reshape(Q, N)
-    ticks, spent = work(length_QN, W=W, shards=shards)
-    assert spent == {(q, n): length_QN[q, n] for q in range(Q) for n in range(N)}
-    assert length_QN.max() <= ticks <= length_QN.sum()
+    wanted_Q = np.asarray(data.draw(st.lists(st.booleans(), min_size=Q, max_size=Q)))
+    ticks, spent = work(length_QN, wanted_Q, W=W, shards=shards)
+    assert spent == {(q, n): length_QN[q, n] for q in np.flatnonzero(wanted_Q) for n in range(N)}
+    assert length_QN[wanted_Q].max(initial=0) <= ticks <= length_QN[wanted_Q].sum()
 
 
 @pytest.mark.parametrize(("W", "bound"), [(1, 1.1), (2, 1.2)])

@@ -90,9 +90,9 @@ def test_overlap_is_found_by_text_whatever_the_white_space_and_the_ids():
 
 @pytest.mark.parametrize("count, batch", [(10, 4), (7, 7), (3, 8), (1, 1), (100, 33)])
 def test_every_epoch_draws_every_question_once_and_in_another_order(count, batch):
-    order = QuestionOrder(count, batch, seed=5)
+    order = QuestionOrder(count, seed=5)
     epochs = 6
-    batches = [order.batch_at(step) for step in range(-(-epochs * count // batch))]
+    batches = [order.take(step * batch, batch) for step in range(-(-epochs * count // batch))]
     assert all(len(each) == batch for each in batches)
     stream = [index for each in batches for index in each][: epochs * count]
     per_epoch = [tuple(stream[start : start + count]) for start in range(0, epochs * count, count)]
@@ -101,20 +101,20 @@ def test_every_epoch_draws_every_question_once_and_in_another_order(count, batch
         assert len(set(per_epoch)) == epochs
 
 
-def test_a_batch_depends_on_seed_and_step_alone():
-    order = QuestionOrder(50, 8, seed=1)
-    forwards = [order.batch_at(step) for step in range(20)]
-    assert [QuestionOrder(50, 8, seed=1).batch_at(step) for step in reversed(range(20))] == forwards[::-1]
-    assert [QuestionOrder(50, 8, seed=2).batch_at(step) for step in range(20)] != forwards
-    code = (
-        "from jaxselftrain.questions import QuestionOrder; o = QuestionOrder(50, 8, 1); print([o.batch_at(s) for s in range(20)])"
-    )
+def test_what_comes_depends_on_seed_and_place_alone():
+    places = [(8 * step, 8) for step in range(20)]
+    order = QuestionOrder(50, seed=1)
+    forwards = [order.take(*place) for place in places]
+    assert [QuestionOrder(50, seed=1).take(*place) for place in reversed(places)] == forwards[::-1]
+    assert [QuestionOrder(50, seed=2).take(*place) for place in places] != forwards
+    assert order.take(3, 20) == [index for batch in forwards for index in batch][3:23]
+    code = "from jaxselftrain.questions import QuestionOrder as O; o = O(50, 1); print([o.take(8 * s, 8) for s in range(20)])"
     there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert json.loads(there.stdout) == forwards
 
 
 def test_the_order_looks_random():
-    order, epochs = QuestionOrder(10, 10, seed=0), 100
-    firsts = collections.Counter(order.batch_at(step)[0] for step in range(epochs))
+    order, epochs = QuestionOrder(10, seed=0), 100
+    firsts = collections.Counter(order.take(10 * step, 1)[0] for step in range(epochs))
     chi_square = sum((firsts[index] - epochs / 10) ** 2 / (epochs / 10) for index in range(10))
     assert chi_square < 34  # 9 degrees of freedom: 1 in 10,000

@@ -149,7 +149,7 @@ def test_fewer_rows_that_take_turns_give_the_same_responses(W, ending):
 
 def test_nothing_is_sampled_when_nothing_is_wanted():
     asked = prompts()
-    got = sample_tiny(PARAMS, replace(asked, wanted=jnp.asarray(False)))
+    got = sample_tiny(PARAMS, replace(asked, wanted_Q=jnp.zeros(Q, bool)))
     assert not np.asarray(got.tokens_QNT).any() and not np.asarray(got.ended_QN).any()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), got) == jax.tree.map(lambda x: (x.shape, x.dtype), rollouts())
 

@@ -44,7 +44,7 @@ def greedy(tokens, *, end, pieces):
     tokens_QC, length_Q = pad(tokens, 128)
     settings = Sampling(jnp.zeros(1), jnp.float32(1), jnp.int32(0), jnp.asarray(stop_table([], list(pieces), [end])))
     slots, noise = jnp.arange(len(tokens), dtype=jnp.int32), jnp.zeros(3, jnp.uint32)
-    asked = Prompts(jnp.asarray(tokens_QC), jnp.asarray(length_Q), slots, noise, jnp.asarray(True), settings)
+    asked = Prompts(jnp.asarray(tokens_QC), jnp.asarray(length_Q), slots, noise, jnp.ones(len(slots), bool), settings)
     got = jax.jit(partial(sample, graph, N=1, T=LENGTH, W=1))(params, asked)
     return np.asarray(got.tokens_QNT)[:, 0], np.asarray(got.length_QN)[:, 0]
 

@@ -14,6 +14,7 @@ from jaxselftrain.statistics import (
     avg_at_k,
     bootstrap,
     intervals,
+    macro_average,
     maj_at_k,
     paired_difference,
     paired_p_value,
@@ -34,6 +35,19 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(right_QN, data):
     want = [np.mean([any(subset) for subset in combinations(row, k)]) for row in right_QN.tolist()]
     np.testing.assert_allclose(pass_at_k(right_QN, k), want, atol=1e-12)
     np.testing.assert_allclose(pass_at_k(right_QN, 1), avg_at_k(right_QN), atol=1e-12)
+
+
+def test_a_macro_average_counts_every_set_the_same():
+    rng = np.random.default_rng(0)
+    small, large = rng.random(25), rng.random(400)
+    got = macro_average([{"avg": small, "maj": small}, {"avg": large}], seed=0)
+    assert got.keys() == {"avg"} and got["avg"]["value"] == pytest.approx((small.mean() + large.mean()) / 2)
+    # by the normal law: the variances of the two means add up, over 4
+    spread = np.sqrt(small.var() / 25 + large.var() / 400) / 2
+    assert got["avg"]["high"] - got["avg"]["low"] == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    assert macro_average([{"avg": large}], seed=3) == intervals({"avg": large}, seed=3)
+    with pytest.raises(ValueError, match="no set"):
+        macro_average([], seed=0)
 
 
 def test_pass_at_k_of_many_samples_neither_overflows_nor_loses_digits():

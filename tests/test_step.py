@@ -131,9 +131,30 @@ def test_noise_is_bit_identical_on_any_mesh(mesh_shape):
 
 def test_the_last_call_learns_and_samples_nothing():
     config, mesh, program = program_of(ONE)
-    asked = replace(prompts(), wanted=jnp.asarray(False))
-    end, new, _ = program(state(config, mesh, reference=params(seed=5)), *place(mesh, rollouts(), votes(), asked))
-    assert int(end.count) == 1 and not np.asarray(new.tokens_QNT).any()
+    asked = replace(prompts(), wanted_Q=jnp.zeros(Q, bool))
+    end, same, _ = program(state(config, mesh, reference=params(seed=5)), *place(mesh, rollouts(), votes(), asked))
+    assert int(end.count) == 1 and equal_bits(same, rollouts())
+
+
+@pytest.mark.parametrize("mesh_shape", [ONE, (2, 1, 2, 1)])
+@pytest.mark.parametrize("rows", [None, 2 * Q])
+def test_some_places_are_sampled_again_and_the_others_stay(mesh_shape, rows):
+    """The rows of the others help, or are idle; responses are the same as if all had been sampled."""
+    config = tiny_config(rollout={"rows": rows}, mesh=dict(zip(AXES, mesh_shape, strict=True)))
+    mesh = mesh_of(config, math.prod(mesh_shape))
+    program = compile_step(graph(mesh), config, TINY, mesh)
+    asked, wanted = prompts(end_ids=range(40, 50)), np.asarray([True, False, False, True, False, False, False, True])
+
+    def sampled(asked):
+        with jax.default_matmul_precision("highest"):
+            return program(state(config, mesh), *place(mesh, rollouts(), not_learning(votes()), asked))
+
+    start, whole, _ = sampled(asked)
+    end, some, _ = sampled(replace(asked, wanted_Q=jnp.asarray(wanted)))
+    assert equal_bits(start, end)
+    for name in ("prompt_QC", "prompt_length_Q", "tokens_QNT", "length_QN", "ended_QN"):
+        new, got, old = (np.asarray(getattr(found, name)) for found in (whole, some, rollouts()))
+        assert equal_bits(got[wanted], new[wanted]) and equal_bits(got[~wanted], old[~wanted]), name
 
 
 def test_rollouts_and_state_are_donated():
@@ -151,7 +172,7 @@ def test_compiled_step_has_no_host_callback_and_one_program_serves_all_flags():
     current, new = state(config, mesh), place(mesh, rollouts(), votes(), prompts())[0]
     for index, (learning, wanted, top_k) in enumerate([(False, True, 0), (True, True, 5), (True, False, 0)]):
         decided = votes() if learning else not_learning(votes())
-        asked = replace(prompts(draw=index, top_k=top_k), wanted=jnp.asarray(wanted))
+        asked = replace(prompts(draw=index, top_k=top_k), wanted_Q=jnp.full(Q, wanted))
         current, new, _ = program(current, new, *place(mesh, rollouts(), decided, asked)[1:])
     assert program._cache_size() == 1
     lowered = program.lower(current, new, *place(mesh, rollouts(), votes(), prompts())[1:]).as_text()

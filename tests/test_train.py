@@ -128,6 +128,49 @@ def test_a_reward_of_the_samplers_own_statistics_is_kept_when_a_run_is_continued
         assert "reward_accuracy" not in line and line["zero_variance_share"] == 0  # no two samples are equally sure
 
 
+def test_a_run_without_better_evaluations_stops_and_can_go_on(home, tmp_path):
+    said, still = [], ("evaluate.every=1", "evaluate.batch=8", "optimizer.learning_rate=1e-12", *EIGHT)
+
+    def steps(*overrides, name="run"):
+        said.clear()
+        config = load_config(home / "config.yaml", (*still, *overrides))
+        return [report.step for report in train(config, tmp_path / name, say=said.append)]
+
+    assert steps("evaluate.patience=2") == [0, 1, 2]  # the weights do not move, so the first evaluation is the best
+    ending = (
+        "step 2: no better held-out avg@2 in 2 evaluations, the best is that of step 0; raise evaluate.patience (now 2) to go on"
+    )
+    assert said[-1] == ending
+    assert steps("evaluate.patience=2") == [] and said[-1] == ending
+    assert steps("evaluate.patience=3") == [3]
+    assert steps("evaluate.patience=null") == [4, 5, 6]
+    assert steps(name="whole") == list(range(7))
+    assert without_times(lines(tmp_path / "whole")) == without_times(lines(tmp_path / "run"))
+    with pytest.raises(UserError, match="evaluate.patience needs evaluate.questions, and evaluate.every above 0"):
+        load_config(home / "config.yaml", ("evaluate.every=0", "evaluate.patience=1"))
+
+
+@pytest.mark.parametrize("mesh", [EIGHT, SPLIT], ids=["questions split", "samples split"])
+def test_left_out_questions_are_replaced_until_the_batch_is_full(home, tmp_path, mesh):
+    """Half of those that are asked are kept, so three more calls fill a batch of four: 2, 1, 1."""
+    filters = "reward.keep_fraction=0.5", "reward.refill=9", "evaluate.questions=null", *mesh
+    for name, stops in {"whole": [3], "twice": [1, 3]}.items():
+        for steps in stops:
+            list(train(load_config(home / "config.yaml", (*filters, f"train.steps={steps}")), tmp_path / name, say=print))
+    whole, twice = (without_times(lines(tmp_path / name)) for name in ("whole", "twice"))
+    assert whole == twice and len(whole) == 3
+    assert [(line["kept_question_share"], line["refilled_share"]) for line in whole] == [(1, 0.5)] * 3
+    config = load_config(home / "config.yaml", (*filters, "reward.refill=1", "train.steps=3"))
+    list(train(config, tmp_path / "once", say=print))
+    once = without_times(lines(tmp_path / "once"))
+    assert [(line["kept_question_share"], line["refilled_share"]) for line in once] == [(0.75, 0.5)] * 3
+    for name in ("majority_share", "response_length", "true_accuracy"):  # of the batch as it was sampled first
+        assert whole[0][name] == once[0][name]
+    assert whole[0]["loss"] != once[0]["loss"]
+    with pytest.raises(UserError, match="reward: refill takes the place of questions that minimum_share or keep_fraction"):
+        load_config(home / "config.yaml", ("reward.refill=1",))
+
+
 def config_in(home, tmp_path, *overrides):
     return load_config(home / "config.yaml", [f"train.folder={tmp_path / 'run'}", *EIGHT, *overrides])
 

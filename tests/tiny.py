@@ -71,7 +71,7 @@ def prompts(*, seed=0, draw=0, rows=Q, width=C, vocabulary=TINY.V, lengths=None,
         length_Q=jnp.asarray(lengths, jnp.int32),
         slot_Q=jnp.arange(rows, dtype=jnp.int32),
         noise=jnp.asarray([seed, 0, draw], jnp.uint32),
-        wanted=jnp.asarray(True),
+        wanted_Q=jnp.ones(rows, bool),
         sampling=sampling(**how),
     )
 

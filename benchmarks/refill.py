@@ -1,10 +1,11 @@
-"""Takes a mesh of one device and SmolLM2's shape, gives tokens per second of sampling with rows that take turns and without.
+"""Takes numbers of rows, gives tokens per second of sampling with rows that take turns and without, and whether tokens differ.
 
-python benchmarks/refill.py [--questions 8] [--samples 32] [--mean 16] [--tail 10] [--rows 64,128] [--repetitions 3]
+python benchmarks/refill.py [--questions 8] [--samples 32] [--mean 16] [--tail 10] [--rows 64,128] [--model PATH]
 
-Weights are random and nearly all tokens equally likely, so that a share 1 / mean of the vocabulary, made end tokens, gives
-lengths by a geometric law; they are cut at tail x mean tokens. --tail 1 makes all lengths equal: no token ends a response.
-All settings of --rows draw the same responses, in turns within one process; figures are medians.
+Weights are random, of SmolLM2's shape, and nearly all tokens equally likely, so that a share 1 / mean of the vocabulary, made end
+tokens, gives lengths by a geometric law; they are cut at tail x mean tokens. --tail 1 makes all lengths equal: no token ends a
+response. With --model a real model's weights take their place, and lengths follow no law. All settings of --rows draw the same
+responses, in turns within one process; figures are medians.
 """
 
 import argparse
@@ -18,11 +19,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES
+from workloads import questions
 
 from jaxselftrain.huge_pages import restart_with_huge_pages
+from jaxselftrain.model.loading import load_params, open_weights
+from jaxselftrain.model.paths import local_model
 from jaxselftrain.model.policy import abstract_policy
+from jaxselftrain.model.tokenizer import load_tokenizer
 from jaxselftrain.rollouts import Prompts, Sampling
 from jaxselftrain.sampler import sample
+from jaxselftrain.sections import Mesh
+from jaxselftrain.sharding import make_mesh, param_shardings
 from jaxselftrain.stopping import stop_table
 
 SMOLLM2 = SHAPES["smollm2-135m"]
@@ -32,13 +39,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"questions": 8, "samples": 32, "prompt": 48, "mean": 16, "tail": 10, "repetitions": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--model", help="take this model's weights, and questions of words; random ones when it is not given")
     parser.add_argument("--rows", default="32,64,128", help="numbers of rows to compare with all questions x samples")
     given = parser.parse_args()
     Q, N = given.questions, given.samples
     rows = [Q * N, *(int(part) for part in given.rows.split(","))]
-    asked = prompts(given)
-    weights = random_weights()
-    graph = abstract_policy(SMOLLM2, compute_dtype="float32", remat="none")
+    if given.model is None:
+        rng = np.random.default_rng(0)
+        architecture, weights = SMOLLM2, random_weights()
+        tokens = rng.integers(0, SMOLLM2.V, (Q, given.prompt))
+    else:
+        opened = open_weights(local_model(given.model, None))
+        architecture = opened.architecture
+        one = make_mesh(Mesh(data=1), jax.devices()[:1])
+        weights = load_params(opened, shardings=param_shardings(one, architecture), dtype="float32")
+        tokens = questions(load_tokenizer(given.model, revision=None), count=Q, C=given.prompt)[1]
+    asked = prompts(given, tokens, V=architecture.V)
+    graph = abstract_policy(architecture, compute_dtype="float32", remat="none")
     T = given.mean * given.tail
     programs = [jax.jit(partial(sample, graph, N=N, T=T, W=count // Q)) for count in rows]
     results = [program(weights, asked) for program in programs]  # compiles
@@ -51,12 +68,11 @@ def main() -> None:
     show(given, rows, results, [statistics.median(taken) for taken in seconds])
 
 
-def prompts(given: argparse.Namespace) -> Prompts:
-    rng = np.random.default_rng(0)
-    ends = [] if given.tail == 1 else rng.choice(SMOLLM2.V, SMOLLM2.V // given.mean, replace=False).tolist()
+def prompts(given: argparse.Namespace, tokens, *, V: int) -> Prompts:
+    ends = [] if given.tail == 1 else np.random.default_rng(1).choice(V, V // given.mean, replace=False).tolist()
     Q = given.questions
     return Prompts(
-        tokens_QC=jnp.asarray(rng.integers(0, SMOLLM2.V, (Q, given.prompt)), jnp.int32),
+        tokens_QC=jnp.asarray(tokens, jnp.int32),
         length_Q=jnp.full(Q, given.prompt, jnp.int32),
         slot_Q=jnp.arange(Q, dtype=jnp.int32),
         noise=jnp.zeros(3, jnp.uint32),
@@ -65,7 +81,7 @@ def prompts(given: argparse.Namespace) -> Prompts:
             temperature_N=jnp.ones(given.samples),
             top_p=jnp.float32(1),
             top_k=jnp.int32(0),
-            stop_SV=jnp.asarray(stop_table([], [b""] * SMOLLM2.V, ends)),
+            stop_SV=jnp.asarray(stop_table([], [b""] * V, ends)),
         ),
     )
 

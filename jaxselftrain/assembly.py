@@ -27,7 +27,7 @@ from jaxselftrain.sharding import make_mesh, named, param_shardings
 from jaxselftrain.step import prompt_shardings
 from jaxselftrain.stopping import cut_at_stop, stop_table
 
-TRAINING, EVALUATION, LABELS = 0, 1, 2  # noise streams
+TRAINING, EVALUATION, LABELS, PROBES = 0, 1, 2, 4  # noise streams; step.TEACHER is 3
 
 
 @dataclass(frozen=True)

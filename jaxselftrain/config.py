@@ -24,6 +24,7 @@ from jaxselftrain.sections import (
     Mesh,
     Model,
     Optimizer,
+    Probe,
     Prompt,
     Questions,
     Reference,
@@ -53,6 +54,7 @@ class Config(Section):
     update: Update = Update()
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = Mesh()
+    probe: Probe = Probe()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
@@ -141,6 +143,11 @@ class Config(Section):
             raise ValueError(
                 f"update.micro_batches = {micro} must divide the {per_step} questions of an optimizer step, "
                 f"or be a multiple of them that splits the {samples} samples {'' if devices == 1 else 'of a device '}evenly"
+            )
+        if self.probe.questions > self.rollout.questions:
+            raise ValueError(
+                f"probe.questions = {self.probe.questions} is more than rollout.questions = {self.rollout.questions}: the probe "
+                "questions are sampled in one call"
             )
         if self.evaluate.patience is not None and not (self.evaluate.questions and self.evaluate.every):
             raise ValueError("evaluate.patience needs evaluate.questions, and evaluate.every above 0 to measure on the way")

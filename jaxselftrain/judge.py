@@ -80,6 +80,7 @@ def judge(
     )
     watched = answer_key if len(answer_key) else None
     metrics = vote_metrics(keys, votes, labels, decided.reward_QN, length_QN, ~ended_QN, ids, watched)
+    metrics["halves_differ_share"] = float(np.mean([count(k[: N // 2]).majority != count(k[N // 2 :]).majority for k in keys]))
     metrics["kept_question_share"] = float((decided.weight_QN > 0).any(1).mean())
     metrics |= {name: float(value_QN.mean()) for name, value_QN in confidence.items() if name != "entropy"}  # the update's own
     metrics["voter_kills"] = reading.killed

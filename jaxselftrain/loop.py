@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxselftrain.answer_key import load_answer_key
-from jaxselftrain.assembly import TRAINING, open_parts
+from jaxselftrain.assembly import PROBES, TRAINING, open_parts
 from jaxselftrain.checkpoints import METRIC, Checkpoints, Saved
 from jaxselftrain.config import Config
 from jaxselftrain.errors import Resumable, UserError
@@ -29,6 +29,7 @@ from jaxselftrain.label_file import easiest, teacher_keys
 from jaxselftrain.labels import NEED_GOLD
 from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.metrics import MetricsLog
+from jaxselftrain.probes import agreement, set_aside
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import Question, QuestionOrder, load_questions, without_overlap
 from jaxselftrain.rewards import Feedback, with_questions
@@ -40,7 +41,7 @@ from jaxselftrain.start import Host, begin
 from jaxselftrain.step import compile_step, feedback_shardings
 from jaxselftrain.update import State
 from jaxselftrain.voter import Voter
-from jaxselftrain.votes import Vote
+from jaxselftrain.votes import Vote, vote
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ class Loop:
         if config.label.file is not None:
             self.teacher = teacher_keys(Path(config.label.file), [question.id for question in training])
         self.parts = open_parts(config, cache=folder.parent / ".compilation_cache")
-        self.encoded = self._encode(training, config.questions)
+        self.probes, self.encoded = set_aside(self._encode(training, config.questions), config.probe.questions)
         asked = self._encode(held_out, config.evaluate.questions) if config.evaluate.questions else None
-        self.width = prompt_width(self.encoded.tokens + (asked.tokens if asked else []))
+        self.width = prompt_width(self.probes.tokens + self.encoded.tokens + (asked.tokens if asked else []))
         self.parts.check_context(self.width)
         self._check_batches(len(self.encoded.questions), asked is not None)
         if not config.is_decided:
@@ -124,6 +125,11 @@ class Loop:
         )
         Q = config.rollout.questions
         self.nothing = self._prompts([0] * Q, [False] * Q, draw=0)  # for the last call, which only learns
+        self.probe_prompts = self.nothing
+        if self.probes.tokens:
+            filled = self.probes.tokens + [self.probes.tokens[0]] * (Q - len(self.probes.tokens))
+            real = [place < len(self.probes.tokens) for place in range(Q)]
+            self.probe_prompts = self.parts.prompts(filled, real, self.width, stream=PROBES, draw=0, sampling=self.sampling)
         self.step = compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh)
         with ExitStack() as opened:  # what is open is closed again when a later line fails
             self.voter = opened.enter_context(Voter(config.answer, config.vote))
@@ -169,7 +175,14 @@ class Loop:
             learn = host.sampled
             wanted = host.step + learn < steps
             dispatched = time.perf_counter()
-            state, rollouts, metrics = self._call(state, rollouts, votes, prompts if wanted else self.nothing, learn=learn)
+            probing = self._is_probed(host.step + learn) and (learn or host.step == 0)
+            asked = self.probe_prompts if probing else prompts if wanted else self.nothing
+            state, rollouts, metrics = self._call(state, rollouts, votes, asked, learn=learn)
+            probed: dict[str, float] = {}
+            if probing:  # before the batch is sampled, in the same places
+                probed = self._probe(host, rollouts)
+                if wanted:
+                    state, rollouts, _ = self._call(state, rollouts, votes, prompts, learn=False)
             sampled = indices
             if wanted:  # the device is busy: the time to prepare what comes next
                 host.note_call(len(sampled))
@@ -183,6 +196,7 @@ class Loop:
                 line |= _speed(line, device_seconds, time.perf_counter() - last, host.tokens)
             last = time.perf_counter()
             if learn or host.step == 0:
+                line |= probed
                 line |= self._evaluate(host, state)
                 last += line.get("heldout/seconds", 0.0)  # evaluation is no part of a step's time
                 is_best = host.note_score(line.get(METRIC))
@@ -306,6 +320,22 @@ class Loop:
         host.responses = verdict.responses
         host.tokens = int(fetched.length_QN.sum())
         return verdict.feedback, verdict.votes
+
+    def _is_probed(self, step: int) -> bool:
+        every, steps = self.config.probe.every, self.config.train.steps
+        return bool(self.probes.tokens) and (step % every == 0 or step == steps)
+
+    def _probe(self, host: Host, rollouts: Rollouts) -> dict[str, float]:
+        """How many of the probe questions have the majority answer that they had at the start."""
+        fetched, settings = jax.device_get(Fetched.of(rollouts)).at(range(len(self.probes.tokens))), self.config.vote
+        reading = self.voter.read(self.parts.texts(fetched.tokens_QNT, fetched.length_QN))
+        votes = [
+            vote(keys, ties=settings.ties, denominator=settings.denominator, opaque_may_win=settings.opaque_may_win)
+            for keys in (reading.keys[i : i + settings.samples] for i in range(0, len(reading.keys), settings.samples))
+        ]
+        if host.probes is None:
+            host.probes = [ballot.majority for ballot in votes]
+        return {"probe_agreement": agreement(host.probes, votes)}
 
     def _judge(self, host: Host, indices: list[int], fetched: Fetched) -> Verdict:
         taught = fetched.taught

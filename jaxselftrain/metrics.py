@@ -31,6 +31,14 @@ METRICS: dict[str, str] = {
     "pseudo_reward": "Mean reward over all samples (0 to 1 where it comes from votes): how far the model agrees with its "
     "own label, not how right it is.",
     "majority_share": "Mean over questions of the share of answers that agree with the most frequent one (0 to 1).",
+    "saturated_share": "Share of questions whose samples with an answer all agree: nothing is left to learn from them; where "
+    "it rises faster than accuracy the policy is growing sure of itself rather than right.",
+    "same_majority_share": "Largest share of questions with one and the same majority answer; where questions have different "
+    "answers, its rise is a policy that answers them alike.",
+    "halves_differ_share": "Share of questions where the first and the second half of the samples have different majority "
+    "answers: how far the label is chance; 0 with a policy that always says the same.",
+    "probe_agreement": "Share of the probe questions (probe.questions), which are never trained on, whose majority answer is still "
+    "that of the initial policy: how far the policy has moved from what it said.",
     "distinct_answers": "Mean number of different answers per question.",
     "no_answer_share": "Share of samples that state no answer in the configured format.",
     "opaque_share": "Share of samples whose answer could not be understood and counts as its exact text alone.",
@@ -137,6 +145,8 @@ def vote_metrics(
     metrics = {
         "pseudo_reward": float(reward_QN.mean(dtype=float)),
         "majority_share": float(np.mean([ballot.share for ballot in votes])),
+        "saturated_share": float(np.mean([len(ballot.classes) == 1 for ballot in votes])),
+        "same_majority_share": max(Counter(b.majority for b in votes if b.majority is not None).values(), default=0) / len(votes),
         "distinct_answers": float(np.mean([len(ballot.classes) for ballot in votes])),
         "no_answer_share": 1 - answers.total() / samples,
         "opaque_share": sum(ballot.opaque for ballot in votes) / samples,

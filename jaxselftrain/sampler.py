@@ -170,6 +170,9 @@ def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
     def busy(work):
         return (work.lanes.sample_QW < N).any()
 
+    def oldest(work):
+        return jnp.where(work.lanes.sample_QW < N, work.age_QW, 0).max()
+
     def one_more(carry):
         t, work, cache = carry
         hidden_QWD, cache = policy.decode(work.token_QW, work.age_QW, t, cache, work.asked.cache, work.asked.length_Q)
@@ -181,13 +184,16 @@ def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
         lanes, source_Q = move(work.lanes, N=N, shards=devices)
         return t, replace(work, lanes=lanes, asked=work.asked.of_lanes(source_Q, devices)), cache
 
-    def go_on(t, work, cache, sizes):
-        """With caches of sizes[0] slots until a row needs more; larger ones are made only if there is such a row."""
+    def go_on(carry, level=0):
+        """With caches of one size until a row needs more; larger ones are made only if there is such a row.
+
+        Larger ones are kept until all is done, or all rows have become young again and small ones do.
+        """
 
         def fits(carry):
-            _, work, _ = carry
-            oldest = jnp.where(work.lanes.sample_QW < N, work.age_QW, 0).max()
-            return busy(work) & (oldest <= sizes[0])
+            age = oldest(carry[1])
+            enough = busy(carry[1]) & (age <= sizes[level])
+            return enough & (age > sizes[0] // 2) if level else enough
 
         def settled(carry):
             return fits(carry) & ~may_move(carry[1].lanes, N=N, shards=devices)
@@ -195,22 +201,23 @@ def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
         def until_a_lane_moves(carry):  # moving copies all prompts' keys and values, so it stands outside the loop over tokens
             return move_on(jax.lax.while_loop(settled, one_more, carry))
 
-        may_ever_move = W < N and Q > devices
-        t, work, cache = jax.lax.while_loop(fits, until_a_lane_moves if may_ever_move else one_more, (t, work, cache))
-        if len(sizes) == 1:
-            return work
-        return jax.lax.cond(
-            busy(work),
-            lambda t, work, cache: go_on(t, work, _grown(cache, t, sizes[1]), sizes[1:]),
-            lambda t, work, cache: work,
-            t,
-            work,
-            cache,
-        )
+        def larger(t, work, cache):
+            t, work, cache = go_on((t, work, _resized(cache, t, sizes[level + 1])), level + 1)
+            return t, work, _resized(cache, t, sizes[level])
+
+        carry = jax.lax.while_loop(fits, until_a_lane_moves if W < N and Q > devices else one_more, carry)
+        if level + 1 == len(sizes):
+            return carry
+        needs_more = busy(carry[1]) & (oldest(carry[1]) > sizes[level])
+        return jax.lax.cond(needs_more, larger, lambda *carry: carry, *carry)
 
     sizes = segments(T)
-    drawn = go_on(jnp.int32(0), work, policy.empty_cache(Q, W, sizes[0]), sizes).drawn
-    drawn = jax.tree.map(lambda x: x.reshape(questions, N * parts, *x.shape[2:]), drawn)
+    carry = jnp.int32(0), work, policy.empty_cache(Q, W, sizes[0])
+    if W == N or len(sizes) == 1:  # rows only grow older
+        _, work, _ = go_on(carry)
+    else:
+        _, work, _ = jax.lax.while_loop(lambda carry: busy(carry[1]), go_on, carry)
+    drawn = jax.tree.map(lambda x: x.reshape(questions, N * parts, *x.shape[2:]), work.drawn)
     return Rollouts(
         prompt_QC=prompts.tokens_QC,
         prompt_length_Q=prompts.length_Q,
@@ -278,8 +285,8 @@ def _draw(policy: Policy, prompts: Prompts, work: Work, hidden_QWD: jax.Array) -
     )
 
 
-def _grown(cache: Cache, t: jax.Array, S: int) -> Cache:
-    """The caches with S slots instead of fewer. Slot s holds the newest time that is s modulo S; so each finds its new place."""
+def _resized(cache: Cache, t: jax.Array, S: int) -> Cache:
+    """The caches with S slots. Slot s holds the newest time that is s modulo the number of slots; so each finds its new place."""
     time_S = t - 1 - (t - 1 - jnp.arange(S)) % S
     old_S = time_S % cache.k.shape[5]  # what is too old to be there, a row's mask hides
     return Cache(jnp.take(cache.k, old_S, axis=5), jnp.take(cache.v, old_S, axis=4))

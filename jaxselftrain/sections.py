@@ -314,6 +314,16 @@ class Mesh(Section):
         return self
 
 
+class Probe(Section):
+    questions: int = Field(
+        0,
+        ge=0,
+        description="questions, the first of the source, that are never trained on, to see how many of them are still answered as "
+        "at the start; at most rollout.questions, 0: none",
+    )
+    every: int = Field(10, ge=1, description="steps between two looks at them; each samples them once, beside the batch")
+
+
 class Evaluate(Section):
     questions: Questions | None = Field(None, description="held-out questions; texts found here are removed from training")
     every: int = free(0, "steps between evaluations inside a run; 0: only before and after", ge=0)

@@ -103,9 +103,7 @@ def _read_labels(values: dict[str, Any], labels: Path, *, where: str) -> None:
     if values["questions"].get("easiest", 1) != 1 and values["questions"].get("labels") is None:
         readers.append((values["questions"], "labels"))
     if not readers:
-        raise UserError(
-            f"{where}: labels are made and read by nothing; set label.source=teacher or questions.easiest, or remove it"
-        )
+        raise UserError(f"{where}: labels are made and nothing reads them; set label.source=teacher or questions.easiest")
     for section, field in readers:
         section[field] = str(labels)
 

@@ -34,6 +34,7 @@ class Host:
     responses: list[dict] = field(default_factory=list)  # the samples of theirs that are logged
     bad_updates: int = 0
     bad_in_a_row: int = 0
+    probes: list[str | None] | None = None  # the initial policy's majority answers to the probe questions
     best: float | None = None  # highest held-out avg@k so far
     best_step: int = 0
     since_best: int = 0  # evaluations after that

@@ -20,6 +20,8 @@ PICTURE = "picture.png"
 def write_summary(folder: Path, *, compiled: dict[str, Any], memory: dict[str, float]) -> dict[str, Any]:
     """summary.json: held-out metrics before and after (empty without an evaluation after step 0), and what the run cost.
 
+    `model_collapse_step` is the first step with a reward accuracy below 1% (Model Collapse Step, arXiv 2603.08660), null where
+    there is none; it is absent where reward accuracy is not measured.
     `seconds` is the wall time of all the processes that worked on the run, `split` sums the seconds of its logged steps;
     `compiled` (times and seconds of each program) and `peak_memory_gib` are of the process that finished it.
     """
@@ -29,7 +31,10 @@ def write_summary(folder: Path, *, compiled: dict[str, Any], memory: dict[str, f
     summary: dict[str, Any] = {"steps": int(last.get("step", 0)), "seconds": round(last.get("elapsed_seconds", 0.0), 1)}
     for name, line in (("before", evaluated[:1]), ("after", evaluated[1:][-1:])):
         summary[name] = {key.removeprefix("heldout/"): value for key, value in (line[0] if line else {}).items() if "/" in key}
-    times = ("device_seconds", "voter_seconds", "host_seconds", "heldout/seconds")
+    rewarded = [(int(line["step"]), line["reward_accuracy"]) for line in lines if "reward_accuracy" in line]
+    if rewarded:  # 1%: arXiv 2603.08660
+        summary["model_collapse_step"] = next((step for step, accuracy in rewarded if accuracy < 0.01), None)
+    times = ("device_seconds", "voter_seconds", "refill_seconds", "host_seconds", "heldout/seconds")
     summary["split"] = {name: round(sum(line.get(name, 0.0) for line in lines), 2) for name in times}
     summary |= {"compiled": compiled, "peak_memory_gib": memory}
     replace_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

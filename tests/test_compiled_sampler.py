@@ -36,10 +36,9 @@ def computations(text: str) -> dict[str, list[str]]:
     return found
 
 
-def in_loops(found: dict[str, list[str]]) -> list[str]:
-    """Every instruction that runs once or more per turn of a while loop; what stands inside fusions is not one of its own."""
-    waiting = [body for lines in found.values() for line in lines for body in LOOP.findall(line)]
-    seen: set[str] = set()
+def run_by(found: dict[str, list[str]], body: str) -> list[str]:
+    """Every instruction that runs once per turn of a while loop, not those of loops inside, nor what stands inside fusions."""
+    waiting, seen = [body], set()
     while waiting:
         name = waiting.pop()
         if name in seen:
@@ -49,6 +48,25 @@ def in_loops(found: dict[str, list[str]]) -> list[str]:
             for one, several in CALL.findall(line):
                 waiting += [one] if one else [part.strip().lstrip("%") for part in several.split(",")]
     return [line for name in sorted(seen) for line in found[name]]
+
+
+def loops(found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The body of every while loop -> its instructions."""
+    bodies = {body for lines in found.values() for line in lines for body in LOOP.findall(line)}
+    return {body: run_by(found, body) for body in sorted(bodies)}
+
+
+def per_token(found: dict[str, list[str]], entries: set[int]) -> list[str]:
+    """The instructions of the loops over layers that write caches of so many entries, and of loops over tokens around these."""
+    bodies = loops(found)
+    layers = {
+        body
+        for body, lines in bodies.items()
+        if any(made(line) and made(line)[0] in entries and writes_in_place(line, found) for line in lines)
+    }
+    tokens = {body for body, lines in bodies.items() if any(layers & set(LOOP.findall(line)) for line in lines)}
+    assert layers and tokens
+    return [line for body in sorted(layers | tokens) for line in bodies[body]]
 
 
 def made(line: str) -> tuple[int, str] | None:
@@ -80,9 +98,9 @@ def compiled(dtype: str, W: int = N) -> dict[str, list[str]]:
     return computations(program.lower(params(ODD), asked).compile().as_text())
 
 
-def sized(found: dict[str, list[str]], entries: set[int]) -> list[str]:
-    """The instructions in loops that give an array of one of these numbers of entries, by whatever means."""
-    shapes = ((line, made(line)) for line in in_loops(found))
+def sized(found: dict[str, list[str]], entries: set[int], caches: set[int]) -> list[str]:
+    """The instructions per token that give an array of one of these numbers of entries, by whatever means."""
+    shapes = ((line, made(line)) for line in per_token(found, caches))
     return [line for line, shape in shapes if shape and shape[0] in entries and shape[1] not in NOT_MADE]
 
 
@@ -102,14 +120,14 @@ def sized(found: dict[str, list[str]], entries: set[int]) -> list[str]:
 def test_no_token_copies_the_caches(dtype):
     """Keys and values of every segment are written where they are, and nothing in a loop gives another array of that size."""
     found = compiled(dtype)
-    lines = sized(found, whole())
+    lines = sized(found, whole(), whole())
     assert len(lines) == 2 * len(segments(T)) == 4
     assert [line[:200] for line in lines if not writes_in_place(line, found)] == []
 
 
 def test_no_token_copies_the_caches_where_lanes_move_on():
     found = compiled("float32", 3)
-    lines = sized(found, whole(3))
+    lines = sized(found, whole(3), whole(3))
     assert len(lines) == 2 * len(segments(T)) == 4
     assert [line[:200] for line in lines if not writes_in_place(line, found)] == []
 
@@ -123,7 +141,8 @@ def test_nothing_that_grows_with_the_batch_crosses_devices_while_tokens_are_draw
         jax.device_put(prompts(temperatures=[1.0] * N), prompt_shardings(mesh)),
     )
     found = computations(program.lower(*given).compile().as_text())
-    crossing = [line for line in in_loops(found) if re.search(r"all-gather|all-to-all|collective-permute|all-reduce", line)]
+    everything = [line for lines in loops(found).values() for line in lines]
+    crossing = [line for line in everything if re.search(r"all-gather|all-to-all|collective-permute|all-reduce", line)]
     assert crossing and all(re.match(r"(ROOT )?%?[\w.\-]+ = \w+\[\]", line) for line in crossing), crossing
 
 
@@ -131,4 +150,4 @@ def test_nothing_that_grows_with_the_batch_crosses_devices_while_tokens_are_draw
 def test_no_token_copies_a_layer_out_of_the_caches():
     """It would be the whole cache again, layer by layer."""
     found = compiled("float32")
-    assert [line[:200] for line in sized(found, {entries // ODD.L for entries in whole()})] == []
+    assert [line[:200] for line in sized(found, {entries // ODD.L for entries in whole()}, whole())] == []

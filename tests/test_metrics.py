@@ -52,6 +52,8 @@ def test_vote_metrics_equal_loops_over_samples(keys_QN, golds, labels):
     want = {
         "pseudo_reward": reward_QN.sum() / (Q * N),
         "majority_share": sum(ballot.share for ballot in votes) / Q,
+        "saturated_share": sum(len({k for k in keys if k is not None}) == 1 for keys in keys_QN) / Q,
+        "same_majority_share": max(sum(ballot.majority == k for ballot in votes) for k in ("n:1", "n:2", "t:a", "o:b")) / Q,
         "distinct_answers": sum(len({k for k in keys if k is not None}) for keys in keys_QN) / Q,
         "no_answer_share": everything.count(None) / (Q * N),
         "opaque_share": everything.count("o:b") / (Q * N),

@@ -51,7 +51,7 @@ def test_one_command_runs_all_stages_and_goes_on_where_it_was_stopped(home, tmp_
     assert [line.split(",")[0] for line in out.splitlines() if line.startswith("stage ")] == [
         f"stage {n} of 3" for n in (1, 2, 3)
     ]
-    assert len(lines(whole, "2-votes.labels.jsonl")) == len(lines(whole, "3-taught.labels.jsonl")) == 22
+    assert len(lines(whole, "2-votes.labels.jsonl")) == len(lines(whole, "3-taught.labels.jsonl")) == 24
     assert all(len(row["answers"]) == 4 for row in lines(whole, "2-votes.labels.jsonl"))
     assert json.loads((whole / "3-taught" / "summary.json").read_text())["steps"] == 1
     real, runs = train.run, []

@@ -128,6 +128,33 @@ def test_a_reward_of_the_samplers_own_statistics_is_kept_when_a_run_is_continued
         assert "reward_accuracy" not in line and line["zero_variance_share"] == 0  # no two samples are equally sure
 
 
+def test_probe_questions_are_asked_again_and_never_trained_on(home, tmp_path):
+    settings = (
+        "probe.questions=3",
+        "probe.every=2",
+        "evaluate.questions=null",
+        "optimizer.learning_rate=0.05",
+        "log.responses=4",
+        *EIGHT,
+    )
+    for name, stops in {"whole": [5], "twice": [3, 5]}.items():
+        for steps in stops:
+            list(train(load_config(home / "config.yaml", (*settings, f"train.steps={steps}")), tmp_path / name, say=print))
+    whole, twice = (without_times(lines(tmp_path / name)) for name in ("whole", "twice"))
+    probed = {line["step"]: line["probe_agreement"] for line in whole if "probe_agreement" in line}
+    assert probed.keys() == {0, 2, 4, 5} and probed[0] == 1 and probed[5] < 1  # such steps change every answer
+    assert [line for line in twice if line["step"] != 3] == [line for line in whole if line["step"] != 3]  # 3 was a last step
+    asked = {row["question"] for row in lines(tmp_path / "whole", "responses.jsonl")}
+    first = [json.loads(line)["question"] for line in (home / "train.jsonl").read_text().splitlines()]
+    assert not asked & set(first[:3]) and asked & set(first[3:])
+    plain = load_config(home / "config.yaml", (*settings, "probe.every=1", "train.steps=5"))
+    list(train(plain, tmp_path / "often", say=print))
+    often = without_times(lines(tmp_path / "often"))
+    assert [line["loss"] for line in often[1:]] == [line["loss"] for line in whole[1:]]  # looking changes nothing
+    with pytest.raises(UserError, match="probe.questions = 9 is more than rollout.questions = 4"):
+        load_config(home / "config.yaml", ("probe.questions=9",))
+
+
 def test_a_run_without_better_evaluations_stops_and_can_go_on(home, tmp_path):
     said, still = [], ("evaluate.every=1", "evaluate.batch=8", "optimizer.learning_rate=1e-12", *EIGHT)
 

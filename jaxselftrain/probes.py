@@ -1,0 +1,23 @@
+"""Takes a few questions that are never trained on, gives how many of them the policy still answers as the initial policy did.
+
+How far a policy has moved from what it said at the start can be seen without a gold answer. The same noise is used every time,
+so that only the weights differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxselftrain.prompts import Encoded
+from jaxselftrain.votes import Vote
+
+
+def set_aside(encoded: Encoded, count: int) -> tuple[Encoded, Encoded]:
+    """(the probe questions, the others): the first `count` in the order of the source, which no shuffle changes."""
+    probes, others = (Encoded(encoded.questions[part], encoded.tokens[part], []) for part in (slice(count), slice(count, None)))
+    return probes, Encoded(others.questions, others.tokens, encoded.dropped_ids)
+
+
+def agreement(before: Sequence[str | None], votes: Sequence[Vote]) -> float:
+    """Share of the probe questions whose majority answer is that of the initial policy; none then and none now agree as well."""
+    return sum(old == ballot.majority for old, ballot in zip(before, votes, strict=True)) / len(before)

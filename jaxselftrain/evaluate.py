@@ -78,7 +78,7 @@ class Evaluator:
         self.parts, self.questions, self.answer_key, self.voter, self.width = parts, questions, answer_key, voter, width
         settings = parts.config.evaluate
         if like is not None:
-            self.asker = like.asker
+            self.asker: Asker = like.asker
             return
         temperatures = [settings.temperature] * settings.samples + [0.0] * settings.greedy
         self.asker = Asker(parts, width, temperatures=temperatures, top_p=settings.top_p, top_k=0, stream=EVALUATION)

@@ -77,7 +77,7 @@ def run_evaluation(
         ):
             for name, evaluator in evaluators.items():
                 before = bar.n
-                found[name] = evaluator.run(params, tick=lambda done, before=before: bar.update(before + done - bar.n))
+                found[name] = evaluator.run(params, tick=partial(_show, bar, before))
     columns = {name: evaluation.summary for name, evaluation in found.items()}
     if len(found) == 1:
         columns = dict(zip([weights], columns.values(), strict=True))
@@ -99,6 +99,10 @@ def run_evaluation(
                 replace_text(folder / f"{label}_{MACRO}.json", json.dumps(columns[MACRO], indent=2) + "\n")
                 print(f"macro-average: {folder / label}_{MACRO}.json")
     return found
+
+
+def _show(bar: tqdm, before: int, done: int) -> None:
+    bar.update(before + done - bar.n)
 
 
 def _sets(config: Config, questions: Sequence[Path]) -> dict[str, Questions]:

@@ -18,23 +18,25 @@ import jax
 import numpy as np
 
 from jaxselftrain.answer_key import load_answer_key
-from jaxselftrain.assembly import PROBES, TRAINING, open_parts
+from jaxselftrain.assembly import open_parts
+from jaxselftrain.batches import Batches
 from jaxselftrain.checkpoints import METRIC, Checkpoints, Saved
 from jaxselftrain.config import Config
 from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.evaluate import Evaluator, cut_back_evaluations
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.judge import Verdict, judge
-from jaxselftrain.label_file import easiest, teacher_keys
+from jaxselftrain.label_file import teacher_keys
 from jaxselftrain.labels import NEED_GOLD
 from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.metrics import MetricsLog
 from jaxselftrain.probes import agreement, set_aside
 from jaxselftrain.prompts import Encoded, prompt_width
-from jaxselftrain.questions import Question, QuestionOrder, load_questions, without_overlap
+from jaxselftrain.questions import Question
 from jaxselftrain.rewards import Feedback, with_questions
 from jaxselftrain.rollouts import Prompts, Rollouts
 from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, SUMMARY, begin_folder
+from jaxselftrain.run_questions import load_run_questions
 from jaxselftrain.sections import Questions
 from jaxselftrain.sharding import check_mesh, shards
 from jaxselftrain.start import Host, begin
@@ -102,7 +104,8 @@ class Loop:
             raise UserError(
                 f"label.source = {config.label.source} needs answers: questions.fields.answer names no field that holds one"
             )
-        training, held_out = self._load_questions()  # first, because a mistake in a file is found sooner than a model is read
+        # first, because a mistake in a file is found sooner than a model is read
+        training, held_out = load_run_questions(config, say=say)
         self.teacher: dict[str, str | None] = {}
         if config.label.file is not None:
             self.teacher = teacher_keys(Path(config.label.file), [question.id for question in training])
@@ -117,19 +120,7 @@ class Loop:
             self.parts = fit_memory(self.parts, self.width, limit=device_limit(), say=say)
             self.config = config = self.parts.config
         self._tell_of_idle_devices()
-        self.order = QuestionOrder(len(self.encoded.questions), config.train.seed)
-        self.sampling = self.parts.sampling(
-            temperatures=[config.rollout.temperature] * config.vote.samples,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-        )
-        Q = config.rollout.questions
-        self.nothing = self._prompts([0] * Q, [False] * Q, draw=0)  # for the last call, which only learns
-        self.probe_prompts = self.nothing
-        if self.probes.tokens:
-            filled = self.probes.tokens + [self.probes.tokens[0]] * (Q - len(self.probes.tokens))
-            real = [place < len(self.probes.tokens) for place in range(Q)]
-            self.probe_prompts = self.parts.prompts(filled, real, self.width, stream=PROBES, draw=0, sampling=self.sampling)
+        self.batches = Batches(self.parts, self.encoded, self.probes, self.width)
         self.step = compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh)
         with ExitStack() as opened:  # what is open is closed again when a later line fails
             self.voter = opened.enter_context(Voter(config.answer, config.vote))
@@ -169,14 +160,16 @@ class Loop:
         if self._told_to_stop(host):
             return
         self.say("compiling the training step (a minute or so; later runs beside this one reuse it)")
-        indices, prompts = self._next_batch(host)
+        indices, prompts = self.batches.next(host)
         last = time.perf_counter()
         while host.step < steps or not host.sampled:
             learn = host.sampled
             wanted = host.step + learn < steps
             dispatched = time.perf_counter()
             probing = self._is_probed(host.step + learn) and (learn or host.step == 0)
-            asked = self.probe_prompts if probing else prompts if wanted else self.nothing
+            asked = prompts if wanted else self.batches.nothing
+            if probing and self.batches.probes is not None:
+                asked = self.batches.probes
             state, rollouts, metrics = self._call(state, rollouts, votes, asked, learn=learn)
             probed: dict[str, float] = {}
             if probing:  # before the batch is sampled, in the same places
@@ -186,7 +179,7 @@ class Loop:
             sampled = indices
             if wanted:  # the device is busy: the time to prepare what comes next
                 host.note_call(len(sampled))
-                indices, prompts = self._next_batch(host)
+                indices, prompts = self.batches.next(host)
             fetched, metrics = jax.device_get((Fetched.of(rollouts), metrics))
             device_seconds = time.perf_counter() - dispatched
             line: dict[str, float] = {}
@@ -208,7 +201,7 @@ class Loop:
                 calls = host.draws
                 state, rollouts, votes = self._refill(host, state, rollouts, votes, ballots, sampled)
                 if host.draws > calls:  # what was prepared has been asked already
-                    indices, prompts = self._next_batch(host)
+                    indices, prompts = self.batches.next(host)
             resampled = not learn and host.step > 0  # a finished run goes on: nothing new has happened yet
             host.sampled = wanted
             self._stop_if_bad(host)
@@ -225,25 +218,6 @@ class Loop:
             if ending or not wanted:
                 break
         self.checkpoints.wait()
-
-    def _load_questions(self) -> tuple[list[Question], list[Question]]:
-        """(training questions, held-out questions); a training question that is also held out is removed by its text."""
-        held_out_at = self.config.evaluate.questions
-        training = load_questions(self.config.questions)
-        held_out = load_questions(held_out_at) if held_out_at else []
-        if not self.config.evaluate.allow_overlap:
-            training, removed = without_overlap(training, held_out)
-            if removed:
-                self.say(f"{removed} training questions are held out for evaluation, and were removed")
-        settings = self.config.questions
-        if settings.labels is not None:
-            ids = [question.id for question in training]
-            kept = easiest(Path(settings.labels), ids, part=settings.easiest, by=settings.easiest_by)
-            self.say(f"the easiest {len(kept)} of {len(training)} training questions are kept, by {settings.easiest_by}")
-            training = [training[i] for i in kept]
-        if not training:
-            raise UserError("no training question is left: every one is also in evaluate.questions")
-        return training, held_out
 
     def _encode(self, questions: list[Question], source: Questions) -> Encoded:
         encoded = self.parts.encode(questions, source.too_long)
@@ -271,15 +245,6 @@ class Loop:
                 f"update.micro_batches = {self.config.micro_batches} leaves devices idle in the update: "
                 f"up to {fit}, each part holds a question for every one of the {devices}"
             )
-
-    def _next_batch(self, host: Host) -> tuple[list[int], Prompts]:
-        """(indices of the next questions, their prompts on device)."""
-        indices = self.order.take(host.asked, self.config.rollout.questions)
-        return indices, self._prompts(indices, [True] * len(indices), draw=host.draws)
-
-    def _prompts(self, indices: list[int], wanted: list[bool], *, draw: int) -> Prompts:
-        tokens = [self.encoded.tokens[i] for i in indices]
-        return self.parts.prompts(tokens, wanted, self.width, stream=TRAINING, draw=draw, sampling=self.sampling)
 
     def _call(self, state: State, rollouts: Rollouts, votes: Feedback, prompts: Prompts, *, learn: bool):
         votes = jax.device_put(replace(votes, learn=np.asarray(learn)), feedback_shardings(self.parts.mesh))
@@ -323,7 +288,7 @@ class Loop:
 
     def _is_probed(self, step: int) -> bool:
         every, steps = self.config.probe.every, self.config.train.steps
-        return bool(self.probes.tokens) and (step % every == 0 or step == steps)
+        return self.batches.probes is not None and (step % every == 0 or step == steps)
 
     def _probe(self, host: Host, rollouts: Rollouts) -> dict[str, float]:
         """How many of the probe questions have the majority answer that they had at the start."""
@@ -364,10 +329,9 @@ class Loop:
             if not places:
                 break
             started = time.perf_counter()
-            for place, index in zip(places, self.order.take(host.asked, len(places)), strict=True):
+            for place, index in zip(places, self.batches.fresh(host, len(places)), strict=True):
                 indices[place] = index
-            wanted = [place in places for place in range(len(indices))]
-            prompts = self._prompts(indices, wanted, draw=host.draws)
+            prompts = self.batches.at_places(indices, places, draw=host.draws)
             host.note_call(len(places))
             state, rollouts, _ = self._call(state, rollouts, votes, prompts, learn=False)
             fetched = jax.device_get(Fetched.of(rollouts)).at(places)

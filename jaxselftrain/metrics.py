@@ -37,8 +37,8 @@ METRICS: dict[str, str] = {
     "answers, its rise is a policy that answers them alike.",
     "halves_differ_share": "Share of questions where the first and the second half of the samples have different majority "
     "answers: how far the label is chance; 0 with a policy that always says the same.",
-    "probe_agreement": "Share of the probe questions (probe.questions), which are never trained on, whose majority answer is still "
-    "that of the initial policy: how far the policy has moved from what it said.",
+    "probe_agreement": "Share of the probe questions (probe.questions), which are never trained on, whose majority answer is "
+    "still that of the initial policy: how far the policy has moved from what it said.",
     "distinct_answers": "Mean number of different answers per question.",
     "no_answer_share": "Share of samples that state no answer in the configured format.",
     "opaque_share": "Share of samples whose answer could not be understood and counts as its exact text alone.",

@@ -27,7 +27,7 @@ from jaxselftrain.stopping import STOPPED
 SMALLEST_CACHE = 32  # slots of a row's cache: fewer save nothing
 SLOTS = 8  # a row's cache has a multiple of this: odd sizes leave vector lanes idle
 
-BUSY_CPU = 64  # rows from which on a CPU's matrix products run at their full rate
+BUSY_CPU = 128  # rows from which on a CPU's matrix products hide the reading of the weights
 BUSY_ACCELERATOR = 256  # about where the multiplications of a row for each weight take as long as reading it, on a GPU or TPU
 
 SHORT = 32  # tokens of responses that need not take turns

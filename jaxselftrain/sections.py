@@ -153,7 +153,7 @@ class Rollout(Section):
     rows: int | None = free(
         None,
         "responses sampled at a time, a multiple of questions: a row whose response has ended takes its question's next one; "
-        "null: the fewest that keep the devices busy, 64 on CPUs and 256 on each accelerator, "
+        "null: the fewest that keep the devices busy, 128 on CPUs and 256 on each accelerator, "
         "or all if there are fewer or max_tokens is 32 or less",
         ge=1,
     )
@@ -318,8 +318,8 @@ class Probe(Section):
     questions: int = Field(
         0,
         ge=0,
-        description="questions, the first of the source, that are never trained on, to see how many of them are still answered as "
-        "at the start; at most rollout.questions, 0: none",
+        description="questions, the first of the source, that are never trained on, to see how many of them are still answered "
+        "as at the start; at most rollout.questions, 0: none",
     )
     every: int = Field(10, ge=1, description="steps between two looks at them; each samples them once, beside the batch")
 
@@ -361,7 +361,7 @@ class Runtime(Section):
 
 
 class Stage(Section):
-    name: str = Field(description="name of the stage's folders", pattern="[a-z0-9][a-z0-9_.-]*")
+    name: str = Field(description="name of the stage's folders", pattern="^[a-z0-9][a-z0-9_.-]*$")
     settings: dict[str, Any] = Field(default_factory=dict, description="the sections of a config that differ from those above")
     labels: int | None = Field(
         None,

@@ -66,7 +66,7 @@ def write_config(folder: Path, **sections) -> Path:
         "train": {"steps": 6, "folder": str(folder / "run")},
     }
     for name, section in sections.items():
-        values[name] = {**values.get(name, {}), **section}
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

@@ -57,7 +57,7 @@ def test_gold_answers_are_given_to_those_who_ask_and_to_nobody_else():
             labels_of(source, [["n:1"]])
     with pytest.raises(ValueError, match="the source is vote"):
         labels_of("vote", [["n:1"]], ["n:1"])
-    with pytest.raises(ValueError, match="must be vote or one of teacher, gold, mixed, incorrect"):
+    with pytest.raises(ValueError, match="must be vote or one of teacher, ema, gold, mixed, incorrect"):
         labels_of("model", [["n:1"]])
 
 

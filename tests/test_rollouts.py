@@ -157,12 +157,12 @@ def test_nothing_is_sampled_when_nothing_is_wanted():
 @pytest.mark.parametrize(
     ("platform", "Q", "N", "axes", "W"),
     [
-        ("cpu", 8, 16, {}, 8),  # 64 rows
+        ("cpu", 8, 32, {}, 16),  # 128 rows
         ("cpu", 8, 6, {}, 6),  # 48 at most
-        ("cpu", 1, 128, {}, 64),
-        ("cpu", 8, 12, {}, 12),  # 12 is the only divisor of 12 from 8 on
-        ("cpu", 5, 32, {}, 16),  # 13 would leave rows idle
-        ("cpu", 8, 32, {"data": 2}, 16),
+        ("cpu", 1, 256, {}, 128),
+        ("cpu", 8, 20, {}, 20),  # 20 is the only divisor of 20 from 16 on
+        ("cpu", 5, 64, {}, 32),  # 26 would leave rows idle
+        ("cpu", 8, 64, {"data": 2}, 32),
         ("gpu", 64, 16, {}, 4),
         ("tpu", 64, 16, {"data": 2, "fsdp": 2}, 16),
         ("tpu", 64, 16, {"tensor": 4}, 4),  # one tensor group has the same rows on all its devices

@@ -108,12 +108,17 @@ def test_parts_of_a_question_on_several_devices_sample_the_same(mesh_shape, W):
     """Each with other temperatures, so that a sample that took another's number would be seen."""
     mesh = mesh_of(tiny_config(mesh=dict(zip(AXES, mesh_shape, strict=True))), math.prod(mesh_shape))
     asked = prompts(end_ids=range(40, 50), temperatures=[1.0, 0.5, 0.0, 2.0])
-    given = jax.device_put(params(), param_shardings(mesh, TINY)), jax.device_put(asked, prompt_shardings(mesh))
-    with jax.default_matmul_precision("highest"):
-        apart = jax.jit(partial(sample, graph(mesh), N=N, T=T, W=W, parts=mesh_shape[2], confidence=True))(*given)
-        alone = jax.jit(partial(sample, graph(), N=N, T=T, W=N, confidence=True))(params(), asked)
+
+    def sampled(asked, **confidence):
+        given = jax.device_put(params(), param_shardings(mesh, TINY)), jax.device_put(asked, prompt_shardings(mesh))
+        with jax.default_matmul_precision("highest"):
+            apart = jax.jit(partial(sample, graph(mesh), N=N, T=T, W=W, parts=mesh_shape[2], **confidence))(*given)
+            return apart, jax.jit(partial(sample, graph(), N=N, T=T, W=N, **confidence))(params(), asked)
+
+    apart, alone = sampled(asked)
     assert equal_bits((apart.tokens_QNT, apart.length_QN, apart.ended_QN), (alone.tokens_QNT, alone.length_QN, alone.ended_QN))
     np.testing.assert_allclose(apart.logp_QNT, alone.logp_QNT, atol=1e-5)
+    apart, alone = sampled(prompts(end_ids=range(40, 50)), confidence=True)
     np.testing.assert_allclose(apart.confidence.entropy_QN, alone.confidence.entropy_QN, atol=1e-5)
 
 

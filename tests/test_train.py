@@ -119,7 +119,7 @@ def test_a_reward_of_the_samplers_own_statistics_is_kept_when_a_run_is_continued
     lines_of = {}
     for name, stops in {"whole": [3], "twice": [1, 3]}.items():
         for steps in stops:
-            config = load_config(home / "config.yaml", (reward, f"train.steps={steps}", "evaluate.batch=8", *SPLIT))
+            config = load_config(home / "config.yaml", (reward, f"train.steps={steps}", "evaluate.questions=null", *SPLIT))
             list(train(config, tmp_path / name, say=lambda text: None))
         lines_of[name] = without_times(lines(tmp_path / name))
     assert lines_of["whole"] == lines_of["twice"] and len(lines_of["whole"]) == 3

@@ -45,6 +45,8 @@ from jaxselftrain.update import State
 from jaxselftrain.voter import Voter
 from jaxselftrain.votes import Vote, vote
 
+PROBE = "probe_agreement"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -143,15 +145,7 @@ class Loop:
         state, rollouts, votes, host = begin(
             self.parts, self.checkpoints, questions, self.teacher, width=self.width, say=self.say
         )
-        resumed = bool(self.checkpoints.steps())
-        if not resumed and (self.folder / SUMMARY).is_file():
-            raise UserError(
-                f"{self.folder} holds a finished run without its checkpoints; put them back, or choose another train.folder"
-            )
-        if not resumed and self.log.has_lines():
-            self.say("there is no checkpoint yet: starting over")
-        self.log.cut_back(host.step if resumed else -1)
-        cut_back_evaluations(self.folder / EVALUATIONS, host.step if resumed else -1)
+        self._cut_back(host)
         self.seconds_before = host.seconds
         steps = self.config.train.steps
         if 0 < host.step >= steps:
@@ -166,16 +160,15 @@ class Loop:
             learn = host.sampled
             wanted = host.step + learn < steps
             dispatched = time.perf_counter()
-            probing = self._is_probed(host.step + learn) and (learn or host.step == 0)
-            asked = prompts if wanted else self.batches.nothing
-            if probing and self.batches.probes is not None:
-                asked = self.batches.probes
-            state, rollouts, metrics = self._call(state, rollouts, votes, asked, learn=learn)
             probed: dict[str, float] = {}
-            if probing:  # before the batch is sampled, in the same places
+            if self.batches.probes is not None and self._is_probed(host, learn=learn):
+                state, rollouts, metrics = self._call(state, rollouts, votes, self.batches.probes, learn=learn)
                 probed = self._probe(host, rollouts)
-                if wanted:
+                if wanted:  # in the same places
                     state, rollouts, _ = self._call(state, rollouts, votes, prompts, learn=False)
+            else:
+                asked = prompts if wanted else self.batches.nothing
+                state, rollouts, metrics = self._call(state, rollouts, votes, asked, learn=learn)
             sampled = indices
             if wanted:  # the device is busy: the time to prepare what comes next
                 host.note_call(len(sampled))
@@ -189,8 +182,7 @@ class Loop:
                 line |= _speed(line, device_seconds, time.perf_counter() - last, host.tokens)
             last = time.perf_counter()
             if learn or host.step == 0:
-                line |= probed
-                line |= self._evaluate(host, state)
+                line |= probed | self._evaluate(host, state)
                 last += line.get("heldout/seconds", 0.0)  # evaluation is no part of a step's time
                 is_best = host.note_score(line.get(METRIC))
                 host.seconds = self.seconds_before + time.monotonic() - self.began
@@ -218,6 +210,18 @@ class Loop:
             if ending or not wanted:
                 break
         self.checkpoints.wait()
+
+    def _cut_back(self, host: Host) -> None:
+        """Takes away what was written after the checkpoint that the run goes on from."""
+        resumed = bool(self.checkpoints.steps())
+        if not resumed and (self.folder / SUMMARY).is_file():
+            raise UserError(
+                f"{self.folder} holds a finished run without its checkpoints; put them back, or choose another train.folder"
+            )
+        if not resumed and self.log.has_lines():
+            self.say("there is no checkpoint yet: starting over")
+        self.log.cut_back(host.step if resumed else -1)
+        cut_back_evaluations(self.folder / EVALUATIONS, host.step if resumed else -1)
 
     def _encode(self, questions: list[Question], source: Questions) -> Encoded:
         encoded = self.parts.encode(questions, source.too_long)
@@ -273,7 +277,7 @@ class Loop:
 
     def _write(self, host: Host, line: dict[str, float]) -> None:
         every, steps = self.config.log.every, self.config.train.steps
-        if line and (host.step % every == 0 or host.step == steps or METRIC in line):
+        if line and (host.step % every == 0 or host.step == steps or {METRIC, PROBE} & line.keys()):
             self.log.write(host.step, line | {"elapsed_seconds": host.seconds})
             self.log.write_responses(host.step, host.responses)
 
@@ -286,9 +290,9 @@ class Loop:
         host.tokens = int(fetched.length_QN.sum())
         return verdict.feedback, verdict.votes
 
-    def _is_probed(self, step: int) -> bool:
-        every, steps = self.config.probe.every, self.config.train.steps
-        return self.batches.probes is not None and (step % every == 0 or step == steps)
+    def _is_probed(self, host: Host, *, learn: bool) -> bool:
+        step = host.step + learn
+        return (learn or step == 0) and (step % self.config.probe.every == 0 or step == self.config.train.steps)
 
     def _probe(self, host: Host, rollouts: Rollouts) -> dict[str, float]:
         """How many of the probe questions have the majority answer that they had at the start."""
@@ -300,7 +304,7 @@ class Loop:
         ]
         if host.probes is None:
             host.probes = [ballot.majority for ballot in votes]
-        return {"probe_agreement": agreement(host.probes, votes)}
+        return {PROBE: agreement(host.probes, votes)}
 
     def _judge(self, host: Host, indices: list[int], fetched: Fetched) -> Verdict:
         taught = fetched.taught

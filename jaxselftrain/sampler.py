@@ -233,7 +233,7 @@ def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
 def segments(T: int) -> list[int]:
     """The sizes that the rows' caches grow through, so that short responses do not pay for long ones; the last has T - 1."""
     whole = -(-max(T - 1, 1) // SLOTS) * SLOTS
-    return sorted({min(max(SMALLEST_CACHE, -(-T // part // SLOTS) * SLOTS), whole) for part in (8, 4, 2, 1)})
+    return sorted({min(max(SMALLEST_CACHE, -(-T * eighths // 8 // SLOTS) * SLOTS), whole) for eighths in (1, 2, 4, 6, 8)})
 
 
 def _first_work(policy: Policy, asked: Asked, wanted_Q: jax.Array, *, N: int, T: int, W: int, confidence: bool) -> Work:

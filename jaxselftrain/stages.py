@@ -38,8 +38,7 @@ def plan(config: Config, folder: Path) -> list[Planned]:
     planned: list[Planned] = []
     for number, stage in enumerate(config.stages, 1):
         name, where = f"{number}-{stage.name}", f"stages.{number - 1} ({stage.name})"
-        if "stages" in stage.settings:
-            raise UserError(f"{where}: a stage has no stages of its own")
+        _check_settings(base, stage.settings, where=where, first=not planned)
         values = _merged(base, stage.settings)
         if planned:
             values["model"] |= {"path": str(planned[-1].model), "revision": None, "tokenizer": None}
@@ -82,6 +81,19 @@ def run_stages(config: Config, folder: Path) -> None:
             )
         run(stage.config, stage.run)
         export_run(run=stage.run, out=stage.model, step=None, newest=False, overrides=())
+
+
+def _check_settings(base: dict[str, Any], settings: dict[str, Any], *, where: str, first: bool) -> None:
+    """Refuses what a stage cannot set."""
+    if "stages" in settings:
+        raise UserError(f"{where}: a stage has no stages of its own")
+    for name, section in settings.items():
+        if isinstance(base.get(name), dict) and not isinstance(section, dict):
+            raise UserError(f"{where}: {name} = {section!r}: must be a section, with fields of its own")
+    if "folder" in settings.get("train", {}):
+        raise UserError(f"{where}: train.folder is given by the stage's name; set it above, for all stages")
+    if not first and {"path", "revision", "tokenizer"} & settings.get("model", {}).keys():
+        raise UserError(f"{where}: a stage starts from the model of the one before; remove model.path, revision and tokenizer")
 
 
 def _merged(base: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

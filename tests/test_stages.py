@@ -94,6 +94,13 @@ def test_one_command_runs_all_stages_and_goes_on_where_it_was_stopped(home, tmp_
         ([{"name": "a"}, {"name": "b", "settings": {"rollout": {"temperature": 0}}}], "stages.1 (b): rollout.temperature = 0"),
         ([{"name": "a", "labels": 4}], "stages.0 (a): labels are made and nothing reads them"),
         ([{"name": "a", "settings": {"stages": [{"name": "b"}]}}], "stages.0 (a): a stage has no stages of its own"),
+        ([{"name": "a", "settings": {"model": None}}], "stages.0 (a): model = None: must be a section"),
+        ([{"name": "a", "labels": 2, "settings": {"label": 3}}], "stages.0 (a): label = 3: must be a section"),
+        ([{"name": "a", "settings": {"train": {"folder": "x"}}}], "stages.0 (a): train.folder is given by the stage's name"),
+        (
+            [{"name": "a"}, {"name": "b", "settings": {"model": {"path": "x"}}}],
+            "stages.1 (b): a stage starts from the model of the",
+        ),
     ],
 )
 def test_a_stage_that_cannot_be_is_named(home, tmp_path, stages, says):

@@ -76,7 +76,7 @@ def run_evaluation(
             tqdm(total=total, desc="evaluating", unit="question", dynamic_ncols=True) as bar,
         ):
             for name, evaluator in evaluators.items():
-                before = bar.n
+                before = int(bar.n)
                 found[name] = evaluator.run(params, tick=partial(_show, bar, before))
     columns = {name: evaluation.summary for name, evaluation in found.items()}
     if len(found) == 1:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS_FILE, read_metrics
 from jaxselftrain.statistics import Threshold
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Colours that people with colour-blindness tell apart (Okabe and Ito); the same measure has the same colour on both sides.
 TRAINING = {
@@ -27,6 +34,8 @@ THRESHOLDS = {
     "coverage": ("coverage (of all questions)", "#E69F00"),
 }
 GREYS = ("#7F7F7F", "#B0B0B0", "#4D4D4D")  # of the runs to compare with
+# A name may hold anything: a folder called `$a` is no formula.
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
 SMOOTHING = 30  # a line of more steps than this is drawn faint, with its running mean over a thirtieth part on top
 
 
@@ -38,21 +47,13 @@ def plot_run(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
     written beside each curve. The first run is in colour; the others, such as a control with random rewards, are dashed and grey.
     Raises UserError when a folder has no metrics, or none of these.
     """
-    import matplotlib
-
     lines = {label: read_metrics(Path(folder)) for label, folder in runs.items()}
     for label, folder in runs.items():
         if not any(name in line for line in lines[label] for name in (*TRAINING, *HELD_OUT)):
             raise UserError(f"{Path(folder) / METRICS_FILE} has nothing to plot yet: no step was logged")
-    # The object interface, not pyplot: a notebook's own figures and backend stay as they are.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     evaluated = any(name in line for run in lines.values() for line in run for name in HELD_OUT)
     bars = " (bars: 95% intervals)" if any("heldout/avg_low" in line for run in lines.values() for line in run) else ""
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(12.5 if evaluated else 7.5, 5.4), dpi=140, layout="constrained")
-        FigureCanvasAgg(figure)
+    with new_figure((12.5 if evaluated else 7.5, 5.4), out) as figure:
         axes = figure.subplots(1, 2 if evaluated else 1, squeeze=False)[0]
         figure.suptitle(title, fontsize=14, fontweight="bold")
         for axis, names, head in zip(
@@ -67,22 +68,17 @@ def plot_run(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
             for number, (label, run) in enumerate(lines.items()):
                 _draw(axis, names, run, None if number == 0 else (label, GREYS[(number - 1) % len(GREYS)]))
             _frame(axis)
-        _save(figure, out)
     return Path(out)
 
 
-def plot_thresholds(curves: Mapping[str, Sequence[Threshold]], out: Path, *, title: str) -> Path:
+def plot_thresholds(
+    curves: Mapping[str, Sequence[Threshold]], out: Path, *, title: str, size: tuple[float, float] = (7.5, 5.4)
+) -> Path:
     """Draws accuracy and coverage against the least majority share (label -> statistics.thresholds) into the PNG file `out`.
 
-    The first curve is in colour; others, such as the model before training, are dashed and grey.
+    The first curve is in colour; others, such as the model before training, are dashed and grey. `size` is in inches.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(7.5, 5.4), dpi=140, layout="constrained")
-        FigureCanvasAgg(figure)
+    with new_figure(size, out) as figure:
         axis = figure.subplots()
         figure.suptitle(title, fontsize=14, fontweight="bold")
         axis.set_xlabel("questions whose majority share is at least this")
@@ -95,27 +91,43 @@ def plot_thresholds(curves: Mapping[str, Sequence[Threshold]], out: Path, *, tit
                 look: dict = {"color": colour, "label": says, "linewidth": 2.2, "marker": "o", "markersize": 4, "zorder": 3}
                 if number:
                     grey = GREYS[(number - 1) % len(GREYS)]
-                    look = {"color": grey, "label": f"{_short(label)}: {says.split(' (')[0]}", "linewidth": 1.4, "dashes": dashes}
+                    look = {"color": grey, "label": f"{short(label)}: {says.split(' (')[0]}", "linewidth": 1.4, "dashes": dashes}
                 # what holds at a share holds for all thresholds down to the next smaller share
                 axis.plot(shares, values, drawstyle="steps-pre", **look)
         axis.set_xlim(0, 1.02)
         axis.set_ylim(0, 1.02)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
-        _save(figure, out)
     return Path(out)
 
 
-def _short(label: str) -> str:
+@contextmanager
+def new_figure(size: tuple[float, float], out: Path) -> Iterator[Figure]:
+    """An empty figure of (width, height) inches to draw into; written to the PNG file `out` in one move when the block ends.
+
+    By the object interface, not pyplot: a notebook's own figures and backend stay as they are.
+    Raises UserError when the file cannot be written.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of a name; its place holds a box
+        figure = Figure(figsize=size, dpi=140, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        temporary = Path(out).with_name(Path(out).name + ".tmp")
+        try:
+            figure.savefig(temporary, format="png")
+            os.replace(temporary, out)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)  # on a full disk it is half a picture
+            raise UserError(f"picture {out} cannot be written: {error.strerror}") from None
+
+
+def short(label: str) -> str:
     """The end of a name, which tells paths apart; a legend of longer ones leaves no room for the curves."""
     return label if len(label) <= 32 else "…" + label[-31:]
-
-
-def _save(figure, out: Path) -> None:
-    try:
-        figure.savefig(out, format="png")
-    except OSError as error:
-        Path(out).unlink(missing_ok=True)  # on a full disk it is half a picture
-        raise UserError(f"picture {out} cannot be written: {error.strerror}") from None
 
 
 def _draw(axis, names: Mapping[str, tuple[str, str]], run: list[dict[str, float]], other: tuple[str, str] | None) -> None:
@@ -132,7 +144,7 @@ def _draw(axis, names: Mapping[str, tuple[str, str]], run: list[dict[str, float]
         if other is not None:
             look = {
                 "color": other[1],
-                "label": f"{_short(other[0])}: {label.split(' (')[0]}",
+                "label": f"{short(other[0])}: {label.split(' (')[0]}",
                 "linewidth": 1.4,
                 "dashes": dashes,
                 "zorder": 2,
@@ -146,15 +158,15 @@ def _draw(axis, names: Mapping[str, tuple[str, str]], run: list[dict[str, float]
                 axis.vlines(beside, low, high, color=colour, alpha=0.45, linewidth=2.2, zorder=2.5)
         elif len(points) > SMOOTHING:
             axis.plot(steps, values, color=look["color"], alpha=0.25, linewidth=1)
-            values = _running_mean(values, max(3, len(values) // SMOOTHING))
+            values = running_mean(values, max(3, len(values) // SMOOTHING))
         axis.plot(steps, values, **look)
         if other is None:
             ends.append((colour, steps, values))
     if ends and len(ends[0][1]) > 1:
-        _annotate(axis, ends)
+        annotate_ends(axis, ends)
 
 
-def _annotate(axis, ends: list[tuple[str, list[float], list[float]]]) -> None:
+def annotate_ends(axis, ends: list[tuple[str, list[float], list[float]]]) -> None:
     """The first and the last value of each curve, written beside it in its colour, moved apart where they would overlap."""
     for side, align, shift in ((0, "right", -8), (-1, "left", 8)):
         last_y = -math.inf
@@ -181,7 +193,7 @@ def _frame(axis) -> None:
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
 
 
-def _running_mean(values: list[float], width: int) -> list[float]:
+def running_mean(values: list[float], width: int) -> list[float]:
     """Each value averaged with its neighbours within width / 2 steps; fewer at the ends."""
     half = width // 2
     windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import MetricsLog
-from jaxselftrain.plots import _running_mean, plot_run, plot_thresholds
+from jaxselftrain.plots import plot_run, plot_thresholds, running_mean
 from jaxselftrain.sections import Log
 from jaxselftrain.statistics import Threshold
 
@@ -72,8 +72,8 @@ def test_without_evaluation_there_is_one_panel(tmp_path, figure):
 def test_a_long_run_is_smoothed(tmp_path, figure):
     plot_run({"run": write_run(tmp_path / "a", 200)}, tmp_path / "plot.png", title="t")
     raw, smooth = figure().axes[0].lines[:2]
-    assert raw.get_alpha() < 1 and list(smooth.get_ydata()) == pytest.approx(_running_mean(list(raw.get_ydata()), 200 // 30))
-    assert _running_mean([1.0, 2.0, 6.0, 3.0], 3) == [1.5, 3.0, 11 / 3, 4.5]
+    assert raw.get_alpha() < 1 and list(smooth.get_ydata()) == pytest.approx(running_mean(list(raw.get_ydata()), 200 // 30))
+    assert running_mean([1.0, 2.0, 6.0, 3.0], 3) == [1.5, 3.0, 11 / 3, 4.5]
 
 
 def test_a_single_point_a_missing_value_and_an_empty_run(tmp_path):

@@ -106,6 +106,7 @@ METRICS |= {
 }
 
 METRICS_FILE, RESPONSES_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "responses.jsonl", "tensorboard"
+ALARMS_FILE, ROLLED_BACK_FILE = "alarms.jsonl", "rolled_back.jsonl"
 
 
 def metrics_page() -> str:
@@ -275,12 +276,31 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     path = folder / METRICS_FILE
     if not path.is_file():
         raise UserError(f"{folder} holds no {METRICS_FILE}: it is not a run folder, or its run has not logged a step yet")
-    return [{name: math.nan if value is None else value for name, value in line.items()} for line in _whole_lines(path)]
+    return _numbers(path)
 
 
 def read_responses(folder: Path) -> list[dict[str, Any]]:
     """The logged questions of a run in order, each with its votes and every sample; empty where none were logged."""
-    return list(_whole_lines(folder / RESPONSES_FILE))
+    return list(each_response(folder))
+
+
+def each_response(folder: Path) -> Iterator[dict[str, Any]]:
+    """What `read_responses` gives, one at a time: a long run's responses need not fit into memory."""
+    return _whole_lines(folder / RESPONSES_FILE)
+
+
+def read_alarms(folder: Path) -> list[dict[str, Any]]:
+    """Where the alarm of a run fired, in order: step, score, signals, action and told, a sentence; empty where it never did."""
+    return list(_whole_lines(folder / ALARMS_FILE))
+
+
+def read_rolled_back(folder: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl that alarms took back, as `read_metrics` gives them; `alarm` is the step of the alarm."""
+    return _numbers(folder / ROLLED_BACK_FILE)
+
+
+def _numbers(path: Path) -> list[dict[str, float]]:
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in _whole_lines(path)]
 
 
 def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -231,6 +231,32 @@ def compare(
         typer.echo(f"picture: {picture}")
 
 
+@app.command(
+    epilog="Examples: `jaxselftrain report runs/quickstart`, `jaxselftrain report runs/vote-* runs/random-* --out compared`, "
+    "`jaxselftrain report runs/quickstart --watch`"
+)
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders; those that differ in their seed alone are one line.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for report.html and the pictures; without it, `report` in the run folder, or here for several runs.",
+            show_default=False,
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Make the page anew while the runs train, until they end or Ctrl-C.")
+    ] = False,
+    seconds: Annotated[int, typer.Option(min=1, help="With --watch: how often to look for something new.")] = 15,
+) -> None:
+    """Write one HTML page that shows what happened in runs: curves, alarms, what was asked and answered, settings."""
+    from jaxselftrain.report.command import run_report
+
+    run_report(runs=runs, out=out, watch=watch, seconds=seconds)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line (sys.argv when None) and returns its exit code; unexpected exceptions pass through."""
     try:

@@ -48,7 +48,7 @@ def comparison(given: Sequence[Path]) -> Table:
 
 
 def _add(table: Table, label: str, first: Path, last: Path) -> None:
-    before, after = _scores(first), _scores(last)
+    before, after = read_scores(first), read_scores(last)
     if before.keys() != after.keys():
         raise UserError(f"{first} and {last} are about different questions, so their change cannot be told")
     shown = [name for name in MEASURES if all(name in score for score in (*before.values(), *after.values()))]
@@ -71,7 +71,7 @@ def _ends(run: Path) -> tuple[Path, Path]:
     return files[0], files[-1]
 
 
-def _scores(file: Path) -> dict[str, dict[str, float]]:
+def read_scores(file: Path) -> dict[str, dict[str, float]]:
     """Question id -> its score in each measure."""
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

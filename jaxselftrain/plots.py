@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS_FILE, read_metrics
@@ -35,7 +35,7 @@ THRESHOLDS = {
 }
 GREYS = ("#7F7F7F", "#B0B0B0", "#4D4D4D")  # of the runs to compare with
 # A name may hold anything: a folder called `$a` is no formula.
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
+STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
 SMOOTHING = 30  # a line of more steps than this is drawn faint, with its running mean over a thirtieth part on top
 
 
@@ -166,15 +166,17 @@ def _draw(axis, names: Mapping[str, tuple[str, str]], run: list[dict[str, float]
         annotate_ends(axis, ends)
 
 
-def annotate_ends(axis, ends: list[tuple[str, list[float], list[float]]]) -> None:
-    """The first and the last value of each curve, written beside it in its colour, moved apart where they would overlap."""
+def annotate_ends(
+    axis, ends: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, gap: float = 0.045, form: str = ".2f"
+) -> None:
+    """The first and the last value of each curve, written beside it in its colour, moved `gap` apart where they would overlap."""
     for side, align, shift in ((0, "right", -8), (-1, "left", 8)):
         last_y = -math.inf
         for colour, steps, values in sorted(ends, key=lambda end: end[2][side]):
-            y = max(values[side], last_y + 0.045)
+            y = max(values[side], last_y + gap)
             last_y = y
             axis.annotate(
-                f"{values[side]:.2f}",
+                f"{values[side]:{form}}",
                 (steps[side], y),
                 xytext=(shift, 0),
                 textcoords="offset points",

@@ -80,7 +80,7 @@ def plot_thresholds(
     """
     with new_figure(size, out) as figure:
         axis = figure.subplots()
-        figure.suptitle(title, fontsize=14, fontweight="bold")
+        figure.suptitle(title, fontsize=min(14, 1.9 * size[0]), fontweight="bold")
         axis.set_xlabel("questions whose majority share is at least this")
         axis.set_ylabel("share")
         axis.grid(alpha=0.25)

@@ -70,9 +70,14 @@ def taken_back(group: Group, metric: str) -> list[Curve]:
     """What each run of the group had measured on the steps that an alarm took back."""
     found = []
     for run in group.runs:
-        for alarm in sorted({int(line["alarm"]) for line in run.rolled_back}):
-            values = points([line for line in run.rolled_back if line["alarm"] == alarm], metric)
+        for alarm in sorted({_alarm(line) for line in run.rolled_back}):
+            values = points([line for line in run.rolled_back if _alarm(line) == alarm], metric)
             if values:
                 none = [math.nan] * len(values)
                 found.append(Curve(group.name, metric, list(values), list(values.values()), none, none, 1, "", alarm))
     return found
+
+
+def _alarm(line: dict[str, float]) -> int:
+    """The step of the alarm that took a line back."""
+    return int(line.get("alarm", line["step"]))

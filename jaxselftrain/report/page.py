@@ -32,8 +32,9 @@ from jaxselftrain.run_folder import make_folder, replace_text
 
 PAGE, PICTURES = "report.html", "pictures"
 ORDER = (
-    "held_out", "reward", "against", "labels", "shares", "agreement", "thresholds", "entropy", "kl", "length", "format", "alarm"
-)  # fmt: skip
+    *("held_out", "reward", "against", "labels", "shares", "agreement"),
+    *("thresholds", "entropy", "kl", "confidence", "length", "format", "alarm"),
+)
 ROWS = 60  # questions to browse, over all runs
 
 

@@ -17,6 +17,7 @@ from jaxselftrain.plots import HELD_OUT, SMOOTHING, annotate_ends, new_figure, r
 from jaxselftrain.report.curves import COLUMNS, Curve, curves, taken_back
 from jaxselftrain.report.runs import AVG, Group
 from jaxselftrain.report.series import COLOURS, Series
+from jaxselftrain.report.text import visible
 from jaxselftrain.run_folder import replace_text
 
 # after as many groups as there are colours they begin again with other dashes
@@ -56,7 +57,7 @@ def draw_series(series: Series, groups: Sequence[Group], folder: Path) -> Pictur
     panels = [[metric] for metric in found] if split else [list(found)]
     if len(groups) > 1:
         colours = group_colours(groups)
-        entries = [(short(name), colour, dashes) for name, (colour, dashes) in colours.items()]
+        entries = [(label(name), colour, dashes) for name, (colour, dashes) in colours.items()]
     else:
         colours = {}
         entries = [] if split else [(series.metrics[metric][0], series.metrics[metric][1], "solid") for metric in found]
@@ -71,7 +72,7 @@ def draw_series(series: Series, groups: Sequence[Group], folder: Path) -> Pictur
                     pen.draw(each)
                 for each in back[metric]:
                     pen.draw_taken_back(each)
-            pen.finish(groups, series.metrics[metrics[0]][0] if split else "")
+            pen.finish(groups, series.metrics[metrics[0]][0] if split else "", tells=metrics[0] == next(iter(found)))
         axes[-1].set_xlabel("training step (updates of the policy)")
         legend(figure, entries)
     rows = [row for part in (found, back) for each in part.values() for one in each for row in one.rows()]
@@ -102,7 +103,7 @@ class Pen:
             self._band(each, colour)
         if each.metric in HELD_OUT or len(values) <= 3:
             look |= {"marker": "o", "markersize": 4}
-        elif len(values) > SMOOTHING:
+        elif self.series.smooth and len(values) > SMOOTHING:
             axis.plot(each.steps, values, color=colour, alpha=0.25, linewidth=0.8)
             values = running_mean(values, max(3, len(values) // SMOOTHING))
         axis.plot(each.steps, values, **look)
@@ -118,7 +119,8 @@ class Pen:
         colour, _ = self.look(each)
         self.axis.plot(each.steps, each.values, color=colour, alpha=0.5, linewidth=1.2, linestyle=(0, (2, 2)), zorder=2)
 
-    def finish(self, groups: Sequence[Group], name: str) -> None:
+    def finish(self, groups: Sequence[Group], name: str, *, tells: bool) -> None:
+        """Frame, alarms, best checkpoint; `name` is the panel's own title, and only one panel tells what the alarms did."""
         axis, series = self.axis, self.series
         axis.grid(alpha=0.25)
         axis.set_ylabel(series.unit)
@@ -133,21 +135,23 @@ class Pen:
         low, high = axis.get_ylim()
         if len(self.ends) <= 5 and last > first:
             inches = 1.5 * PANEL if not name else PANEL - 0.5
-            form = ".2f" if series.is_share else ".3g"
+            form = ".2f" if series.is_share else ".2g" if low < 0 else ".3g"
             annotate_ends(axis, [end for end in self.ends if len(end[1]) > 1], gap=(high - low) * 0.17 / inches, form=form)
-        mark_alarms(axis, groups, self.colours)
+        mark_alarms(axis, groups, self.colours, tells=tells)
         mark_best(axis, groups, series)
 
 
-def mark_alarms(axis, groups: Sequence[Group], colours: Mapping[str, tuple[str, Any]]) -> None:
-    """An upright line where an alarm fired, with what it did."""
+def mark_alarms(axis, groups: Sequence[Group], colours: Mapping[str, tuple[str, Any]], *, tells: bool) -> None:
+    """An upright line where an alarm fired; `tells`: with what it did."""
     for group in groups:
         colour = colours[group.name][0] if colours else ALARM
         for run in group.runs:
             for alarm in run.alarms:
                 step = alarm["step"]
                 axis.axvline(step, color=colour, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1.8)
-                told = f"alarm: {alarm.get('action', '')}" + (f" to {alarm['to']}" if "to" in alarm else "")
+                if not tells:
+                    continue
+                told = f"alarm: {label(str(alarm.get('action', '')))}" + (f" to {alarm['to']:g}" if "to" in alarm else "")
                 axis.annotate(
                     told if not colours else "alarm",
                     (step, 1),
@@ -159,6 +163,7 @@ def mark_alarms(axis, groups: Sequence[Group], colours: Mapping[str, tuple[str, 
                     va="top",
                     fontsize=8,
                     color=colour,
+                    bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5},
                 )
 
 
@@ -180,14 +185,19 @@ def group_colours(groups: Sequence[Group]) -> dict[str, tuple[str, Any]]:
     }
 
 
+def label(name: str) -> str:
+    """A name as it stands in a picture."""
+    return short(visible(name).replace("\n", " "))
+
+
 def legend(figure, entries: Iterable[tuple[str, str, Any]]) -> None:
-    """One line for each (label, colour, dashes) below the panels."""
+    """One line for each (name, colour, dashes) below the panels."""
     from matplotlib.lines import Line2D
 
     entries = list(entries)
     if entries:
         handles = [Line2D([], [], color=colour, linestyle=dashes, linewidth=2.5) for _, colour, dashes in entries]
-        labels = [f" {label}" for label, _, _ in entries]  # a label that begins with _ would be left out
+        labels = [f" {name}" for name, _, _ in entries]  # a label that begins with _ would be left out
         figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize=9, borderaxespad=0.2, labelspacing=0.3)
 
 
@@ -218,7 +228,7 @@ def _caption(series: Series, found: Mapping[str, list[Curve]], back: Mapping[str
     if any(each.band and each.runs == 1 for each in every):
         told.append("Bars or bands: 95% intervals over questions.")
     longest = max((len(each.steps) for each in every if each.metric not in HELD_OUT), default=0)
-    if longest > SMOOTHING:
+    if series.smooth and longest > SMOOTHING:
         told.append(f"Faint: each step; strong: running means over {max(3, longest // SMOOTHING)} steps.")
     if AVG in found and len(every) == len(found) and every[0].runs == 1:
         told.append("The ring marks the best checkpoint.")

@@ -22,6 +22,7 @@ class Series:
     unit: str = "share"
     is_share: bool = True  # between 0 and 1
     panels: bool = False  # a panel for each metric, as their units differ
+    smooth: bool = True  # whether a long curve gets a running mean
 
 
 def _colours(labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -110,6 +111,16 @@ SERIES = (
         "it was not logged",
     ),
     Series(
+        "confidence",
+        "How sure the policy is of its tokens",
+        _colours({"log_prob": "log-probability of the samples", "self_certainty": "self-certainty"}),
+        "",
+        "neither the reward nor the alarm measured it",
+        unit="nats",
+        is_share=False,
+        panels=True,
+    ),
+    Series(
         "alarm",
         "What the alarm watches",
         _colours(
@@ -121,7 +132,6 @@ SERIES = (
                 "length_drift": "length, drift",
                 "no_answer_drift": "no answer, drift",
                 "truncated_drift": "truncated, drift",
-                "log_prob": "log-probability of the samples",
             }
         ),
         "The upper panel counts the signals that are past their thresholds; it fires when enough of them are for long enough.",
@@ -129,5 +139,6 @@ SERIES = (
         unit="",
         is_share=False,
         panels=True,
+        smooth=False,
     ),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxselftrain.compare import read_thresholds
-from jaxselftrain.plots import SMOOTHING, new_figure, plot_thresholds, running_mean, short
+from jaxselftrain.plots import SMOOTHING, new_figure, plot_thresholds, running_mean
 from jaxselftrain.report.curves import curve
 from jaxselftrain.report.pictures import (
     ENTRY,
@@ -19,6 +19,7 @@ from jaxselftrain.report.pictures import (
     Missing,
     Picture,
     group_colours,
+    label,
     legend,
     write_csv,
 )
@@ -48,16 +49,15 @@ def draw_against(groups: Sequence[Group], folder: Path) -> Picture | Missing:
         return Missing(title, NO_GOLD)
     colours = group_colours(groups)
     single = len(groups) == 1
-    entries = [] if single else [(short(name), *colours[name]) for name in paths]
+    entries = [] if single else [(label(name), *colours[name]) for name in paths]
     with new_figure((WIDTH, MARGIN + 1.9 * PANEL + ENTRY * len(entries)), folder / "against.png") as figure:
         axis = figure.subplots()
         figure.suptitle(title, fontsize=12, fontweight="bold")
         for name, path in paths.items():
             _path(figure, axis, path, *colours[name], single=single)
         axis.plot([0, 1], [0, 1], color="#808080", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axis.annotate(
-            "the reward is as high as the accuracy", (0.5, 0.515), rotation=34, color="#606060", fontsize=8, ha="center"
-        )
+        turned: dict = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True}
+        axis.annotate("reward = accuracy", (0.25, 0.265), color="#606060", fontsize=9, ha="center", **turned)
         low = min(0.0, *(reward for path in paths.values() for _, reward, _ in path))
         high = max(1.0, *(reward for path in paths.values() for _, reward, _ in path))
         axis.set_xlim(low - 0.02, high + 0.02)
@@ -114,7 +114,7 @@ def draw_shares(groups: Sequence[Group], shares: Shares, folder: Path) -> Pictur
             axis.plot(middles, means, color="#D55E00", linewidth=2, marker="o" if len(means) == 1 else "", zorder=3)
             axis.set_ylabel("majority share")
             if len(found) > 1:
-                axis.set_title(short(name), fontsize=10, loc="left")
+                axis.set_title(label(name), fontsize=10, loc="left")
             figure.colorbar(mesh, ax=axis, label="part of the questions", fraction=0.05, pad=0.02)
             for (first, last), counts_B in zip(columns, counts_BC.T, strict=True):
                 rows += [
@@ -153,7 +153,7 @@ def draw_thresholds(groups: Sequence[Group], folder: Path) -> Picture | Missing:
             for step in dict.fromkeys((*steps[-1:], *steps[:1])):
                 curves[f"step {step}"] = read_thresholds(group.runs[0].evaluation(step))
         elif steps and len(curves) < MOST_THRESHOLDS:
-            curves[group.name] = read_thresholds(group.runs[0].evaluation(steps[-1]))
+            curves[label(group.name)] = read_thresholds(group.runs[0].evaluation(steps[-1]))
     curves = {name: each for name, each in curves.items() if each}
     if not curves:
         return Missing(title, "no held-out evaluation with its thresholds is in the run folder")

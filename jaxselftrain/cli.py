@@ -36,6 +36,7 @@ app = typer.Typer(
         "- `jaxselftrain train configs/quickstart.yaml`\n\n"
         "- `jaxselftrain train configs/quickstart.yaml vote.samples=32 train.folder=runs/wide`\n\n"
         "- `jaxselftrain evaluate runs/quickstart --questions held_out.jsonl --samples 8`\n\n"
+        "- `jaxselftrain report runs/quickstart --watch`\n\n"
         "- `jaxselftrain export runs/quickstart my-model`\n\n"
         "- `jaxselftrain vote completions.jsonl --output votes.jsonl`"
     ),

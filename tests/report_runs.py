@@ -147,7 +147,6 @@ def add_alarm(folder: Path) -> Path:
         each |= {
             "alarm_score": float(each["step"] == 29),
             "entropy_drift": -each["step"] / 40,
-            "log_prob": -1.0,
             "kl_acceleration": 0.1,
         }
     write_lines(folder / "metrics.jsonl", lines)

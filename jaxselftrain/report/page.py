@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from jaxselftrain import __version__
 from jaxselftrain.config import to_yaml
@@ -79,7 +79,7 @@ def render(
         finalize=_shown,
         trim_blocks=True,
     )
-    environment.filters |= {"percent": percent, "png": _png}
+    environment.filters |= {"percent": percent, "png": _png, "code": _code}
     loader: Any = environment.loader
     style, _, _ = loader.get_source(environment, "page.css")
     stories = [[tell(run) for run in group.runs] for group in groups]
@@ -133,6 +133,12 @@ def _browse(groups: Sequence[Group], shares: dict[Path, list[tuple[int, float]]]
 def _shown(value: Any) -> Any:
     """What the template puts out: texts without what acts unseen; jinja escapes them next."""
     return value if isinstance(value, Markup | int | float) else visible(str(value))
+
+
+def _code(text: str) -> Markup:
+    """A sentence in which `this` is set as code."""
+    parts = [escape(visible(part)) for part in text.split("`")]
+    return Markup("").join(Markup("<code>%s</code>") % part if number % 2 else part for number, part in enumerate(parts))
 
 
 def _png(data: bytes) -> Markup:

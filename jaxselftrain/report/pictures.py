@@ -110,7 +110,7 @@ class Pen:
         self.ends.append((colour, each.steps, values))
 
     def _band(self, each: Curve, colour: str) -> None:
-        if each.metric in HELD_OUT and len(each.steps) <= 3:
+        if len(each.steps) <= 3:
             self.axis.vlines(each.steps, each.low, each.high, color=colour, alpha=0.4, linewidth=2)
         else:
             self.axis.fill_between(each.steps, each.low, each.high, color=colour, alpha=0.16, linewidth=0, zorder=1.5)
@@ -128,6 +128,8 @@ class Pen:
             axis.set_title(name.split(" (")[0], fontsize=10, loc="left")
         if series.is_share and all(0 <= value <= 1 for _, _, values in self.ends for value in values):
             axis.set_ylim(-0.02, 1.04)
+        elif not series.panels and axis.get_ylim()[0] >= 0:  # from 0, or a small change would look like a large one
+            axis.set_ylim(0, 1.06 * axis.get_ylim()[1])
         steps = [step for _, each, _ in self.ends for step in each]
         first, last = min(steps), max(steps)
         room = 0.11 * max(1, last - first)
@@ -151,7 +153,9 @@ def mark_alarms(axis, groups: Sequence[Group], colours: Mapping[str, tuple[str, 
                 axis.axvline(step, color=colour, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1.8)
                 if not tells:
                     continue
-                told = f"alarm: {label(str(alarm.get('action', '')))}" + (f" to {alarm['to']:g}" if "to" in alarm else "")
+                told = f"alarm: {label(str(alarm.get('action', '')))}" + (
+                    f" to {label(str(alarm['to']))}" if "to" in alarm else ""
+                )
                 axis.annotate(
                     told if not colours else "alarm",
                     (step, 1),
@@ -211,8 +215,9 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def _cell(value: object) -> object:
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")):
-        return f"'{value}"
+    if isinstance(value, str):
+        shown = visible(value)
+        return f"'{shown}" if shown.startswith(("=", "+", "-", "@", "\t")) else shown
     return "" if isinstance(value, float) and not math.isfinite(value) else value
 
 

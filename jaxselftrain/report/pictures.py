@@ -135,9 +135,9 @@ class Pen:
         room = 0.11 * max(1, last - first)
         axis.set_xlim(first - room, last + room)
         low, high = axis.get_ylim()
-        if len(self.ends) <= 5 and last > first:
+        if len(self.ends) <= 5 and last > first and not series.panels:
             inches = 1.5 * PANEL if not name else PANEL - 0.5
-            form = ".2f" if series.is_share else ".2g" if low < 0 else ".3g"
+            form = ".2f" if series.is_share else ".3g"
             annotate_ends(axis, [end for end in self.ends if len(end[1]) > 1], gap=(high - low) * 0.17 / inches, form=form)
         mark_alarms(axis, groups, self.colours, tells=tells)
         mark_best(axis, groups, series)

@@ -57,7 +57,7 @@ def draw_against(groups: Sequence[Group], folder: Path) -> Picture | Missing:
             _path(figure, axis, path, *colours[name], single=single)
         axis.plot([0, 1], [0, 1], color="#808080", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         turned: dict = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True}
-        axis.annotate("reward = accuracy", (0.25, 0.265), color="#606060", fontsize=9, ha="center", **turned)
+        axis.annotate("reward = accuracy", (0.25, 0.28), color="#606060", fontsize=9, ha="center", **turned)
         low = min(0.0, *(reward for path in paths.values() for _, reward, _ in path))
         high = max(1.0, *(reward for path in paths.values() for _, reward, _ in path))
         axis.set_xlim(low - 0.02, high + 0.02)
@@ -91,7 +91,10 @@ def _path(figure, axis, path: Sequence[tuple[int, float, float]], colour: str, d
     axis.plot(x[-1:], y[-1:], "o", markersize=8, color=dark, zorder=4)
     if single:
         for place, step in ((0, steps[0]), (-1, steps[-1])):
-            axis.annotate(f"step {step}", (x[place], y[place]), xytext=(7, 6), textcoords="offset points", fontsize=9)
+            align, shift = ("right", -7) if x[place] > 0.8 else ("left", 7)
+            axis.annotate(
+                f"step {step}", (x[place], y[place]), xytext=(shift, 7), textcoords="offset points", ha=align, fontsize=9
+            )
 
 
 def draw_shares(groups: Sequence[Group], shares: Shares, folder: Path) -> Picture | Missing:

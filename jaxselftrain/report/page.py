@@ -91,7 +91,13 @@ def render(
         made=time.strftime("%Y-%m-%d %H:%M"),
         runs=[run for group in groups for run in group.runs],
         cards=[
-            {"group": group, "stories": told, "tiles": tiles(group, told), "verdict": verdict_told(told)}
+            {
+                "group": group,
+                "stories": told,
+                "tiles": tiles(group, told),
+                "verdict": verdict_told(told),
+                "finished": all(run.finished for run in group.runs),
+            }
             for group, told in zip(groups, stories, strict=True)
         ],
         pictures=[each for each in pictures if isinstance(each, Picture)],

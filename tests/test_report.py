@@ -130,7 +130,7 @@ def test_what_an_alarm_did_is_told_drawn_and_kept(single):
     assert {row["rolled_back_by_alarm_at"] for row in rows} == {"30"}
     taken = [float(row["value"]) for row in rows if row["metric"] == "true_accuracy"]
     assert taken == [line["true_accuracy"] for line in back] and len(taken) == 10
-    assert "Dotted: steps that the alarm took back." in page.text
+    assert "Dotted lines: steps that an alarm took back." in page.text
 
 
 def test_alarms_are_upright_lines_and_what_was_taken_back_is_dashed(single, tmp_path, monkeypatch):
@@ -165,7 +165,7 @@ def test_seeds_are_one_line_with_a_band(several):
                 np.testing.assert_allclose([float(row[column]) for row in mine], want, rtol=1e-12)
             assert {row["band"] for row in mine} == {"smallest to largest of the runs"}
     assert "means over 3 runs that differ in their seed alone" in page.text
-    assert "reward.kind" in page.text and "3 of 3 runs" in page.text
+    assert "reward.kind" in page.text and "3 of 3 improved" in page.text and "3 of 3 got worse" in page.text
 
 
 def test_a_mean_ends_where_the_shortest_run_does(tmp_path):

@@ -82,6 +82,7 @@ def render(
     environment.filters |= {"percent": percent, "png": _png, "code": _code}
     loader: Any = environment.loader
     style, _, _ = loader.get_source(environment, "page.css")
+    drawn = [each for each in pictures if isinstance(each, Picture)]
     stories = [[tell(run) for run in group.runs] for group in groups]
     return environment.get_template("page.html").render(
         style=Markup(style),
@@ -100,7 +101,8 @@ def render(
             }
             for group, told in zip(groups, stories, strict=True)
         ],
-        pictures=[each for each in pictures if isinstance(each, Picture)],
+        pictures=drawn,
+        notes=list(dict.fromkeys(note for picture in drawn for note in picture.notes)),
         missing=[each for each in pictures if isinstance(each, Missing)],
         explained=METRICS,
         browsed=browsed,

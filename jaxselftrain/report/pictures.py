@@ -23,7 +23,7 @@ from jaxselftrain.run_folder import replace_text
 # after as many groups as there are colours they begin again with other dashes
 DASHES: tuple = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 ALARM = "#D55E00"
-WIDTH, PANEL, MARGIN, ENTRY = 6.4, 2.1, 0.9, 0.2  # inches: of a picture, and of the height of its parts
+WIDTH, PANEL, MARGIN, ENTRY = 5.7, 2.0, 0.9, 0.19  # inches: of a picture, and of the height of its parts
 BROAD = ("majority_share", "majority_accuracy")  # pale and broad: what is often the same as another curve must be seen under it
 
 
@@ -35,7 +35,8 @@ class Picture:
     title: str
     caption: str
     png: bytes
-    metrics: list[str]  # those that it shows and metrics.METRICS explains
+    metrics: list[str]  # those that it shows
+    notes: tuple[str, ...] = ()  # what it shares with other pictures, and the page says once
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ def draw_series(series: Series, groups: Sequence[Group], folder: Path) -> Pictur
         entries = [(label(name), colour, dashes) for name, (colour, dashes) in colours.items()]
     else:
         colours = {}
-        entries = [] if split else [(series.metrics[metric][0], series.metrics[metric][1], "solid") for metric in found]
+        entries = (
+            []
+            if split or len(found) == 1
+            else [(series.metrics[metric][0], series.metrics[metric][1], "solid") for metric in found]
+        )
     height = PANEL * len(panels) if split else 1.5 * PANEL
     with new_figure((WIDTH, MARGIN + height + ENTRY * len(entries)), folder / f"{series.name}.png") as figure:
         axes = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
@@ -77,7 +82,9 @@ def draw_series(series: Series, groups: Sequence[Group], folder: Path) -> Pictur
         legend(figure, entries)
     rows = [row for part in (found, back) for each in part.values() for one in each for row in one.rows()]
     write_csv(folder / f"{series.name}.csv", COLUMNS, rows)
-    return Picture(series.name, series.title, _caption(series, found, back), _read(folder, series.name), list(found))
+    return Picture(
+        series.name, series.title, series.caption, _read(folder, series.name), list(found), _notes(series, found, back)
+    )
 
 
 @dataclass
@@ -125,7 +132,7 @@ class Pen:
         axis.grid(alpha=0.25)
         axis.set_ylabel(series.unit)
         if name:
-            axis.set_title(name.split(" (")[0], fontsize=10, loc="left")
+            axis.set_title(name, fontsize=10, loc="left")
         if series.is_share and all(0 <= value <= 1 for _, _, values in self.ends for value in values):
             axis.set_ylim(-0.02, 1.04)
         elif not series.panels and axis.get_ylim()[0] >= 0:  # from 0, or a small change would look like a large one
@@ -137,7 +144,7 @@ class Pen:
         low, high = axis.get_ylim()
         if len(self.ends) <= 5 and last > first and not series.panels:
             inches = 1.5 * PANEL if not name else PANEL - 0.5
-            form = ".2f" if series.is_share else ".3g"
+            form = ".2f" if series.is_share else ".2g"
             annotate_ends(axis, [end for end in self.ends if len(end[1]) > 1], gap=(high - low) * 0.17 / inches, form=form)
         mark_alarms(axis, groups, self.colours, tells=tells)
         mark_best(axis, groups, series)
@@ -221,8 +228,9 @@ def _cell(value: object) -> object:
     return "" if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _caption(series: Series, found: Mapping[str, list[Curve]], back: Mapping[str, list[Curve]]) -> str:
-    told = [series.caption] if series.caption else []
+def _notes(series: Series, found: Mapping[str, list[Curve]], back: Mapping[str, list[Curve]]) -> tuple[str, ...]:
+    """How to read lines, bands and marks."""
+    told = []
     every = [each for part in found.values() for each in part]
     several = sorted({each.runs for each in every if each.runs > 1})
     if several:
@@ -231,15 +239,15 @@ def _caption(series: Series, found: Mapping[str, list[Curve]], back: Mapping[str
             f"Lines are means over {count} runs that differ in their seed alone, bands reach from the smallest to the largest."
         )
     if any(each.band and each.runs == 1 for each in every):
-        told.append("Bars or bands: 95% intervals over questions.")
+        told.append("Bars or bands of held-out results: 95% intervals over questions.")
     longest = max((len(each.steps) for each in every if each.metric not in HELD_OUT), default=0)
     if series.smooth and longest > SMOOTHING:
-        told.append(f"Faint: each step; strong: running means over {max(3, longest // SMOOTHING)} steps.")
+        told.append(f"Faint lines: each step; strong ones: running means over {max(3, longest // SMOOTHING)} steps.")
     if AVG in found and len(every) == len(found) and every[0].runs == 1:
-        told.append("The ring marks the best checkpoint.")
+        told.append("The ring in the held-out picture marks the best evaluation.")
     if any(back.values()):
-        told.append("Dotted: steps that the alarm took back.")
-    return " ".join(told)
+        told.append("Dotted lines: steps that an alarm took back.")
+    return tuple(told)
 
 
 def _read(folder: Path, name: str) -> bytes:

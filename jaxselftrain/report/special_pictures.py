@@ -90,10 +90,17 @@ def _path(figure, axis, path: Sequence[tuple[int, float, float]], colour: str, d
     axis.plot(x[:1], y[:1], "o", markersize=9, markerfacecolor="none", color=dark, zorder=4)
     axis.plot(x[-1:], y[-1:], "o", markersize=8, color=dark, zorder=4)
     if single:
+        pale = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.5}
         for place, step in ((0, steps[0]), (-1, steps[-1])):
             align, shift = ("right", -7) if x[place] > 0.8 else ("left", 7)
             axis.annotate(
-                f"step {step}", (x[place], y[place]), xytext=(shift, 7), textcoords="offset points", ha=align, fontsize=9
+                f"step {step}",
+                (x[place], y[place]),
+                xytext=(shift, 7),
+                textcoords="offset points",
+                ha=align,
+                fontsize=9,
+                bbox=pale,
             )
 
 

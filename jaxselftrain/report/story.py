@@ -60,7 +60,8 @@ def tell(run: Run) -> Story:
     verdict = _verdict(rose, fell)
     reward, accuracy = _ends(run, "pseudo_reward"), _ends(run, "true_accuracy")
     warnings = [str(alarm.get("told") or alarm.get("action") or "the alarm fired") for alarm in run.alarms]
-    if reward and accuracy and reward[1] - reward[0] > MATTERS and accuracy[0] - accuracy[1] > MATTERS:
+    apart = reward and accuracy and reward[1] - reward[0] > MATTERS and accuracy[0] - accuracy[1] > MATTERS
+    if reward and accuracy and apart:
         warnings.append(
             f"The pseudo-reward rose from {reward[0]:.2f} to {reward[1]:.2f} while the true accuracy of the training samples "
             f"fell from {percent(accuracy[0])} to {percent(accuracy[1])}: the model is agreeing with itself on wrong answers."
@@ -68,7 +69,7 @@ def tell(run: Run) -> Story:
     return Story(
         run=run,
         verdict=verdict,
-        sentences=[*_held_out(run, steps, rose, fell), _reward(reward, accuracy), best_told(run)],
+        sentences=[*_held_out(run, steps, rose, fell), *([] if apart else [_reward(reward, accuracy)]), best_told(run)],
         warnings=warnings,
         start=scores[steps[0]] if steps else None,
         peak=None if run.best is None else scores[run.best],
@@ -141,11 +142,13 @@ def tiles(group: Group, stories: Sequence[Story]) -> list[Tile]:
 
 
 def verdict_told(stories: Sequence[Story]) -> tuple[str, str]:
-    """(what most of the runs did, its kind)."""
-    counts = Counter(story.verdict for story in stories)
-    verdict, count = counts.most_common(1)[0]
-    told = verdict if len(stories) == 1 else f"{count} of {len(stories)} runs {verdict}"
-    return told, KINDS[verdict]
+    """(what the runs did, what kind that is where most of them did the same)."""
+    counts = Counter(story.verdict for story in stories).most_common()
+    verdict, count = counts[0]
+    if len(stories) == 1:
+        return verdict, KINDS[verdict]
+    told = ", ".join(f"{number} of {len(stories)} {each}" for each, number in counts)
+    return told, KINDS[verdict] if 2 * count > len(stories) else NEUTRAL
 
 
 def percent(value: float | None) -> str:

@@ -188,7 +188,7 @@ def test_what_was_not_measured_is_left_out_and_said(tmp_path):
         "because no copy of the initial policy was kept; reference.keep=always keeps one",
         "because no held-out questions were evaluated",
         "because the training questions have no gold answers",
-        "because the alarm was off",
+        "because none of its signals was logged, as where the alarm is off",
         "because no responses were logged",
         "nobody knows how much of that is right",
         "whether the model got better is not known",
@@ -309,7 +309,11 @@ def test_hostile_text_is_only_text(tmp_path):
     assert len(page.named("style")) == 1 and len(page.named("link")) == 1 and len(page.named("meta")) == 4
     assert all(str(attributes["src"]).startswith("data:image/png;base64,") for attributes in page.named("img"))
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\u2066\u200b\ufeff\ufffe\ud800-\udfff]", text)
-    assert HOSTILE[0] in page.text and "␀␁␈␛[31m␡⟨U+0085⟩␍" in page.text and "⟨U+202E⟩abc⟨U+2066⟩" in page.text
+    assert (
+        HOSTILE[0] in page.text
+        and "⟨U+0000⟩⟨U+0001⟩⟨U+0008⟩⟨U+001B⟩[31m⟨U+007F⟩⟨U+0085⟩⟨U+000D⟩" in page.text
+        and "⟨U+202E⟩abc⟨U+2066⟩" in page.text
+    )
     assert "cut here: 98000 more characters are in responses.jsonl" in page.text
     policy = next(str(each["content"]) for each in page.named("meta") if each.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-") and "script" not in policy

@@ -135,7 +135,7 @@ SERIES = (
             }
         ),
         "The upper panel counts the signals that are past their thresholds; it fires when enough of them are for long enough.",
-        "the alarm was off",
+        "none of its signals was logged, as where the alarm is off",
         unit="",
         is_share=False,
         panels=True,

@@ -14,6 +14,7 @@ from jaxselftrain.report.runs import AVG, Group, Run
 from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, paired_difference
 
 MATTERS = 0.05  # a rise or fall of reward and accuracy over a run that is worth a sentence
+TOLD = 1000  # characters of what an alarm says
 
 GOOD, BAD, NEUTRAL = "good", "bad", "neutral"
 KINDS = {
@@ -59,7 +60,7 @@ def tell(run: Run) -> Story:
     rose = change(run, steps[0], steps[-1]) if len(steps) > 1 else None
     verdict = _verdict(rose, fell)
     reward, accuracy = _ends(run, "pseudo_reward"), _ends(run, "true_accuracy")
-    warnings = [str(alarm.get("told") or alarm.get("action") or "the alarm fired") for alarm in run.alarms]
+    warnings = [str(alarm.get("told") or alarm.get("action") or "the alarm fired")[:TOLD] for alarm in run.alarms]
     apart = reward and accuracy and reward[1] - reward[0] > MATTERS and accuracy[0] - accuracy[1] > MATTERS
     if reward and accuracy and apart:
         warnings.append(

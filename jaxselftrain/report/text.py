@@ -14,7 +14,7 @@ _JOINERS = "\u200c\u200d"  # part of how Persian, Hindi and emoji are written
 
 
 def visible(text: str) -> str:
-    """The text with what cannot be seen spelled out: ␀ for NUL, ⟨U+202E⟩ for a mark that reverses the text after it.
+    """The text with what cannot be seen spelled out, such as ⟨U+202E⟩, which would reverse the text after it.
 
     Line feeds and tabs stay. The result can always be written as UTF-8.
     """
@@ -29,10 +29,6 @@ def cut(text: str, limit: int) -> tuple[str, int]:
 def _spelled(found: re.Match[str]) -> str:
     character = found[0]
     code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
     hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
     if hidden or code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF:
         return f"⟨U+{code:04X}⟩"

@@ -194,6 +194,20 @@ def test_the_story_has_the_start_the_peak_the_end_and_the_best_checkpoint(tmp_pa
     assert "but it was not kept, and `jaxselftrain export` takes step 40" in best_told(read_run(fallen, "fallen"))
 
 
+def test_a_reward_that_rises_alone_is_warned_of_and_no_checkpoint_may_be_the_best(tmp_path):
+    run = write_run(tmp_path / "run")
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"true_accuracy": 0.1} if line["step"] else {"heldout/avg": 0.9}
+    write_lines(run / "metrics.jsonl", lines)
+    told = tell(read_run(run, "run"))
+    assert "went from 10.0% to 10.0%: the model is agreeing with itself on wrong answers" in told.warnings[0]
+    assert "none is better than the model before training, whose held-out avg@8 of 90.0%" in told.sentences[-1]
+    assert "takes step 40." in told.sentences[-1]
+    write_lines(run / "metrics.jsonl", [{**line, "true_accuracy": 0.1 + line["step"] / 100} for line in lines])
+    assert tell(read_run(run, "run")).warnings == []
+
+
 def test_shares_are_counted(single):
     rows = rows_of(single / "report" / "pictures" / "shares.csv")
     assert sum(int(row["questions"]) for row in rows) == 80

@@ -13,7 +13,7 @@ from jaxselftrain.errors import UserError
 from jaxselftrain.report.runs import AVG, Group, Run
 from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, paired_difference
 
-MATTERS = 0.05  # a rise or fall of reward and accuracy over a run that is worth a sentence
+MATTERS, FAR = 0.05, 0.25  # rises and falls of reward and accuracy over a run that are worth a sentence
 TOLD = 1000  # characters of what an alarm says
 
 GOOD, BAD, NEUTRAL = "good", "bad", "neutral"
@@ -61,11 +61,11 @@ def tell(run: Run) -> Story:
     verdict = _verdict(rose, fell)
     reward, accuracy = _ends(run, "pseudo_reward"), _ends(run, "true_accuracy")
     warnings = [str(alarm.get("told") or alarm.get("action") or "the alarm fired")[:TOLD] for alarm in run.alarms]
-    apart = reward and accuracy and reward[1] - reward[0] > MATTERS and accuracy[0] - accuracy[1] > MATTERS
+    apart = _apart(reward, accuracy)
     if reward and accuracy and apart:
         warnings.append(
             f"The pseudo-reward rose from {reward[0]:.2f} to {reward[1]:.2f} while the true accuracy of the training samples "
-            f"fell from {percent(accuracy[0])} to {percent(accuracy[1])}: the model is agreeing with itself on wrong answers."
+            f"went from {percent(accuracy[0])} to {percent(accuracy[1])}: the model is agreeing with itself on wrong answers."
         )
     return Story(
         run=run,
@@ -115,13 +115,18 @@ def best_told(run: Run) -> str:
         f"Best checkpoint: step {run.best}, because its held-out avg@{k} of {percent(scores[run.best])} is the highest of "
         f"{len(scores)} evaluation{'s' if len(scores) > 1 else ''}"
     )
+    if run.best == 0:
+        taken = "there is no checkpoint yet" if exported is None else f"`jaxselftrain export` takes step {exported}"
+        return (
+            f"Best checkpoint: none is better than the model before training, whose held-out avg@{k} of {percent(scores[0])} is the "
+            f"highest of {len(scores)} evaluation{'s' if len(scores) > 1 else ''}; {taken}."
+        )
     if run.best == exported:
         return f"{told}; it is the one that `jaxselftrain export` takes."
     if exported is None:
         return f"{told}; no checkpoint is in the run folder."
     instead = f"`jaxselftrain export` takes step {exported}" + (f" ({percent(scores[exported])})" if exported in scores else "")
-    why = "the model before training is no checkpoint" if run.best == 0 else "it was not kept"
-    return f"{told}; but {why}, and {instead}."
+    return f"{told}; but it was not kept, and {instead}."
 
 
 def tiles(group: Group, stories: Sequence[Story]) -> list[Tile]:
@@ -188,6 +193,14 @@ def _by(interval: Interval | None, word: str = "") -> str:
     value, low, high = (100 * interval[end] for end in ("value", "low", "high"))  # type: ignore[literal-required]
     told = f"{value:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}"
     return f" {word} {told}" if word else f": {told}"
+
+
+def _apart(reward: tuple[float, float] | None, accuracy: tuple[float, float] | None) -> bool:
+    """Whether accuracy fell while the reward rose, or stayed where it was while the reward rose far."""
+    if reward is None or accuracy is None:
+        return False
+    rise, learned = reward[1] - reward[0], accuracy[1] - accuracy[0]
+    return (rise > MATTERS and learned < -MATTERS) or (rise > FAR and learned < MATTERS)
 
 
 def _reward(reward: tuple[float, float] | None, accuracy: tuple[float, float] | None) -> str:

@@ -118,8 +118,8 @@ def best_told(run: Run) -> str:
     if run.best == 0:
         taken = "there is no checkpoint yet" if exported is None else f"`jaxselftrain export` takes step {exported}"
         return (
-            f"Best checkpoint: none is better than the model before training, whose held-out avg@{k} of {percent(scores[0])} is the "
-            f"highest of {len(scores)} evaluation{'s' if len(scores) > 1 else ''}; {taken}."
+            f"Best checkpoint: none is better than the model before training, whose held-out avg@{k} of {percent(scores[0])} is "
+            f"the highest of {len(scores)} evaluation{'s' if len(scores) > 1 else ''}; {taken}."
         )
     if run.best == exported:
         return f"{told}; it is the one that `jaxselftrain export` takes."

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from tables import show
+from tables import show, told
 
 from jaxselftrain.assembly import TRAINING, open_parts
 from jaxselftrain.config import Config, load_config, override_config
@@ -78,4 +78,4 @@ def compile_seconds(config: Config, architecture: Architecture, mesh, asked) -> 
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

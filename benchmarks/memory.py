@@ -9,7 +9,7 @@ the peer's. TRL is measured without gradient checkpointing, as its speed is, and
 from dataclasses import replace
 
 from step import RIVALS
-from tables import show
+from tables import show, told
 from turns import OURS, Measured, job, options, ours, peers, take_turns
 from workloads import WORKLOADS
 
@@ -28,10 +28,10 @@ def main() -> None:
             sides.append(replace(side, name="TRL, checkpointing", settings=("gradient_checkpointing",)))
     for workload in given.workload or (WORKLOADS["W1"], WORKLOADS["W2"]):
         steps = given.repetitions + 1
-        told = job(given, workload, what="step", steps=steps, micro=given.micro)
+        asked = job(given, workload, what="step", steps=steps, micro=given.micro)
         found: dict[str, Measured] = {}
         for side in sides:  # one process at a time
-            found |= take_turns([side], told, repetitions=given.repetitions)
+            found |= take_turns([side], asked, repetitions=given.repetitions)
         rows = []
         for name, measured in found.items():
             bar = BARS.get(name) if workload in (WORKLOADS["W1"], WORKLOADS["W2"]) and given.dtype == "float32" else None
@@ -42,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

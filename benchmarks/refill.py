@@ -19,8 +19,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES
+from tables import told
 from workloads import questions
 
+from jaxselftrain.errors import UserError
 from jaxselftrain.huge_pages import restart_with_huge_pages
 from jaxselftrain.model.loading import load_params, open_weights
 from jaxselftrain.model.paths import local_model
@@ -44,6 +46,8 @@ def main() -> None:
     given = parser.parse_args()
     Q, N = given.questions, given.samples
     rows = [Q * N, *(int(part) for part in given.rows.split(","))]
+    if wrong := [count for count in rows if not 0 < count <= Q * N or count % Q or N % (count // Q)]:
+        raise UserError(f"--rows {wrong[0]} must be a multiple of {Q} questions that splits their {N} samples each evenly")
     if given.model is None:
         rng = np.random.default_rng(0)
         architecture, weights = SMOLLM2, random_weights()
@@ -109,4 +113,4 @@ def show(given: argparse.Namespace, rows: list[int], results: list, seconds: lis
 
 if __name__ == "__main__":
     restart_with_huge_pages()  # as the command jaxselftrain does
-    main()
+    told(main)

@@ -20,7 +20,7 @@ import numpy as np
 from counts import Work, decode, layer_weights, memory, parameters, prefill, tokens, update
 from ours import Run, initial_params, make_config, open_model
 from shapes import SHAPES
-from tables import show, si
+from tables import show, si, told
 from turns import MODEL
 from workloads import WORKLOADS, Workload, questions, workload
 
@@ -186,4 +186,4 @@ def show_run(folder: Path) -> None:
 
 if __name__ == "__main__":
     restart_with_huge_pages()  # as the command jaxselftrain does
-    main()
+    told(main)

@@ -5,7 +5,7 @@ python benchmarks/sampling.py [--workload W1 W2 W3] [--trl PYTHON] [--tunix PYTH
 All responses are forced to their full length. Figures are medians; the ratio says how many times faster ours is.
 """
 
-from tables import seconds, show
+from tables import seconds, show, told
 from turns import OURS, job, options, ours, peers, remarks, take_turns
 from workloads import WORKLOADS, name_of
 
@@ -42,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -7,7 +7,7 @@ medians; the ratio says how many times faster ours is. All sides stay in memory 
 with one peer at a time.
 """
 
-from tables import seconds, show
+from tables import seconds, show, told
 from turns import OURS, job, options, ours, peers, remarks, take_turns
 from workloads import WORKLOADS, name_of
 
@@ -44,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+
+from jaxselftrain.errors import UserError
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = ()) -> None:
@@ -33,3 +36,12 @@ def si(value: float, unit: str) -> str:
 def seconds(value: float) -> str:
     """Three significant digits, at most three decimals."""
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
+def told(main: Callable[[], None]) -> None:
+    """Runs a script; what its user can change is a sentence and exit code 2, not a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -166,6 +167,8 @@ def peers(given: argparse.Namespace, scripts: dict[str, tuple[str, str]]) -> lis
         python = getattr(given, option)
         if python is None:
             say(f"{name} is left out: name the interpreter of its environment with --{option} (see benchmarks/README.md)")
+        elif shutil.which(python) is None:
+            raise SystemExit(f"--{option} {python}: no such program; name the python of {name}'s environment")
         else:
             sides.append(Side(name, python, HERE / "peers" / script))
     if sides and not Path(given.model).is_dir():

@@ -12,7 +12,7 @@ The path of the data, in the order of the modules:
     update.py      rollouts, advantages -> new state                 device
     step.py        update, then sample: the one compiled program     device
     loop.py        the host loop; checkpoints.py and metrics.py keep what it leaves behind
-    train.py       the loop with a progress bar, for the command line
+    training.py    the loop for programs (`train`), and with a progress bar for the command line
 
 Arrays end in their dimension letters:
 
@@ -23,4 +23,39 @@ Arrays end in their dimension letters:
 Importing this package imports no JAX: answers, votes and rewards run in processes that must not take the accelerator.
 """
 
+from importlib import import_module
+
 __version__ = "0.1.0"
+
+EXPORTS = {  # public name -> the module that has it, imported when it is asked for: some of them import JAX
+    "Config": "config",
+    "load_config": "config",
+    "override_config": "config",
+    "parse_config": "config",
+    "to_yaml": "config",
+    "Report": "loop",
+    "Training": "training",
+    "train": "training",
+    "load_runs": "frames",
+    "load_samples": "frames",
+    "load_votes": "frames",
+    "read_alarms": "metrics",
+    "read_metrics": "metrics",
+    "read_responses": "metrics",
+    "plot_run": "plots",
+    "Vote": "votes",
+    "vote": "votes",
+    "answer_key": "answers",
+    "UserError": "errors",
+    "Resumable": "errors",
+}
+
+
+def __getattr__(name: str):
+    if name not in EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *EXPORTS})

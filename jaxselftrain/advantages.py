@@ -43,7 +43,12 @@ def reinforce(reward_QM: jax.Array) -> jax.Array:
     return reward_QM - reward_QM.mean(-1, keepdims=True)
 
 
-ESTIMATORS = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo, "reinforce": reinforce}
+def no_baseline(reward_QM: jax.Array) -> jax.Array:
+    """The reward itself, for supervised steps: rewards of 0 and 1 select what is imitated (REINFORCE without a baseline)."""
+    return reward_QM.astype(jnp.float32)
+
+
+ESTIMATORS = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo, "reinforce": reinforce, "no_baseline": no_baseline}
 
 
 def kl_estimate(logp: jax.Array, reference_logp: jax.Array, *, kind: str) -> jax.Array:

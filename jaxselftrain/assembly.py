@@ -17,8 +17,7 @@ from jaxselftrain.config import Config
 from jaxselftrain.errors import UserError
 from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.model.kernels import Kernel, check_kernel
-from jaxselftrain.model.loading import Weights, load_params, open_weights
-from jaxselftrain.model.paths import local_model
+from jaxselftrain.model.loading import Weights, load_params, open_model
 from jaxselftrain.model.policy import Remat, abstract_policy
 from jaxselftrain.model.tokenizer import Tokenizer, load_tokenizer
 from jaxselftrain.questions import Question
@@ -115,7 +114,7 @@ class Parts:
 def open_parts(config: Config, *, cache: Path | None) -> Parts:
     """Opens what the config names; `cache` is the folder of the persistent compilation cache."""
     set_runtime(config, cache)
-    weights = open_weights(local_model(config.model.path, config.model.revision))  # first: it says what is wrong with a model
+    weights = open_model(config.model.path, config.model.revision)  # first: it says what is wrong with a model
     if config.model.tokenizer is None:
         tokenizer = load_tokenizer(config.model.path, revision=config.model.revision)
     else:

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -32,6 +32,20 @@ from jaxselftrain.run_folder import CHECKPOINTS
 from jaxselftrain.update import State
 
 METRIC = "heldout/avg"  # what `best` means
+HEALTHY = "healthy"  # the step itself, where no signal of the alarm was past its threshold
+
+
+@dataclass(frozen=True)
+class Highest(managers.PreservationPolicy):
+    """Keeps the checkpoint that has most of a metric, of those that have any; the earliest of equals."""
+
+    metric: str
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        scores = [(info.metrics or {}).get(self.metric) for info in checkpoints]
+        best = max((score for score in scores if score is not None), default=None)
+        place = scores.index(best) if best is not None else -1
+        return [index == place for index in range(len(scores))]
 
 
 @dataclass(frozen=True)
@@ -51,9 +65,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, settings: sections.Checkpoint):
-        policies: list[managers.PreservationPolicy] = [managers.LatestN(settings.keep)]
+        policies: list[managers.PreservationPolicy] = [managers.LatestN(settings.keep), Highest(HEALTHY)]
         if settings.keep_best:
-            policies.append(managers.BestN(get_metric_fn=lambda m: m[METRIC], n=1, keep_checkpoints_without_metrics=False))
+            policies.append(Highest(METRIC))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
@@ -66,8 +80,11 @@ class Checkpoints:
         """The steps that can be restored, oldest first."""
         return sorted(self.manager.all_steps())
 
-    def save(self, step: int, saved: Saved, *, metric: float | None) -> None:
-        """Starts saving; training goes on meanwhile. Raises UserError when an earlier save failed (a full disk)."""
+    def save(self, step: int, saved: Saved, *, metrics: Mapping[str, float]) -> None:
+        """Starts saving; training goes on meanwhile. Raises UserError when an earlier save failed (a full disk).
+
+        `metrics` are METRIC and HEALTHY, where the step has them.
+        """
         state = dataclasses.replace(saved.state, reference=None)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -76,12 +93,19 @@ class Checkpoints:
             host=ocp.args.JsonSave(saved.host),
         )
         with self._told():
-            self.manager.save(step, args=args, metrics=None if metric is None else {METRIC: metric})
+            self.manager.save(step, args=args, metrics=dict(metrics) or None)
 
     def wait(self) -> None:
         """Returns once every started save is on disk; raises UserError when one failed."""
         with self._told():
             self.manager.wait_until_finished()
+
+    def forget_after(self, step: int) -> None:
+        """Deletes every checkpoint of a later step."""
+        self.wait()
+        for later in self.steps():
+            if later > step:
+                self.manager.delete(later)
 
     def restore(self, step: int, state: State, rollouts: Rollouts, feedback: Feedback) -> Saved:
         """The checkpoint of a step, placed as the abstract arrays given say (ShapeDtypeStructs with shardings).
@@ -117,11 +141,12 @@ class Checkpoints:
 
 
 def checkpoint_params(
-    parts: Parts, run: Path, *, step: int | None, scores: Mapping[int, float] | None = None
+    parts: Parts, run: Path, *, step: int | None, scores: Mapping[int, float] | None = None, healthy: Collection[int] = ()
 ) -> tuple[dict[str, jax.Array], int]:
     """(weights of a run's checkpoint, its step). Only reads, so the run may be training meanwhile.
 
-    Without a step, the one with the highest of `scores` (by step; the earliest of equals), or the newest where none has a score.
+    Without a step, the one with the highest of `scores` (by step; the earliest of equals); where none has a score, the newest
+    that is `healthy`, or the newest.
 
     Raises UserError when it is not there, is damaged, or holds another model's weights.
     """
@@ -140,7 +165,8 @@ def checkpoint_params(
         chosen = step
         if chosen is None:
             scored = [each for each in steps if each in (scores or {})]
-            chosen = max(scored, key=lambda each: (scores or {})[each]) if scored else steps[-1]
+            well = [each for each in steps if each in healthy] or steps
+            chosen = max(scored, key=lambda each: (scores or {})[each]) if scored else well[-1]
         abstract = {"params": parts.abstract_params()}
         restore = ocp.args.PyTreeRestore(
             abstract, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)

@@ -93,7 +93,7 @@ def train(
     if print_config:
         typer.echo(to_yaml(resolved), nl=False)
         return
-    from jaxselftrain.train import run
+    from jaxselftrain.training import run
 
     try:
         (run_stages if resolved.stages else run)(resolved, folder=folder)

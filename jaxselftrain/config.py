@@ -16,6 +16,7 @@ from jaxselftrain.config_file import apply_override, read_settings, sentence
 from jaxselftrain.errors import UserError
 from jaxselftrain.sections import (
     CONFIDENCE_KINDS,
+    Alarm,
     Answer,
     Checkpoint,
     Evaluate,
@@ -33,6 +34,7 @@ from jaxselftrain.sections import (
     Runtime,
     Section,
     Stage,
+    Supervised,
     Train,
     Update,
     Vote,
@@ -48,6 +50,7 @@ class Config(Section):
     rollout: Rollout = Rollout()
     answer: Answer = Answer()
     vote: Vote = Vote()
+    supervised: Supervised = Supervised()
     label: Label = Label()
     reward: Reward = Reward()
     reference: Reference = Reference()
@@ -55,6 +58,7 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     mesh: Mesh = Mesh()
     probe: Probe = Probe()
+    alarm: Alarm = Alarm()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     log: Log = Log()
@@ -80,6 +84,11 @@ class Config(Section):
     def charges_kl_in_reward(self) -> bool:
         """Whether advantages depend on log-probs."""
         return self.update.kl_coefficient > 0 and self.update.kl_in == "reward"
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether the policy learns to say gold answers, and samples nothing."""
+        return self.supervised.response is not None
 
     @property
     def keeps_teacher(self) -> bool:
@@ -109,12 +118,16 @@ class Config(Section):
     @property
     def keeps_reference(self) -> bool:
         """Whether a frozen copy of the initial policy is held on device."""
-        return self.reference.keep == "always" or (self.reference.keep == "auto" and self.update.kl_coefficient > 0)
+        acts = self.alarm.action in ("stop", "rollback", "teacher") and bool(
+            {"kl", "kl_acceleration"} & self.alarm.signals.keys()
+        )
+        return self.reference.keep == "always" or (self.reference.keep == "auto" and (self.update.kl_coefficient > 0 or acts))
 
     @model_validator(mode="after")
     def _possible(self):
         if self.samples_trained > self.vote.samples:
             raise ValueError(f"update.samples = {self.update.samples} is more than vote.samples = {self.vote.samples}")
+        self._check_supervised()
         if self.reference.keep == "never" and self.update.kl_coefficient > 0:
             raise ValueError("update.kl_coefficient above 0 needs the initial policy: reference.keep must not be never")
         if self.update.kl_cov_fraction > 0 and self.update.epochs * self.update.minibatches == 1:
@@ -154,6 +167,23 @@ class Config(Section):
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature = 0 gives equal samples and nothing to vote on; use a value above 0")
         return self
+
+    def _check_supervised(self) -> None:
+        if not self.is_supervised:
+            for name, samples in {"vote.samples": self.vote.samples, "update.samples": self.samples_trained}.items():
+                if samples < 2:
+                    raise ValueError(f"{name} = {samples} leaves nothing to compare; use 2 or more")
+            return
+        for name, now, needed in (
+            ("vote.samples", self.vote.samples, 1),
+            ("update.estimator", self.update.estimator, "no_baseline"),
+            ("reward", self.reward, Reward()),
+            ("label", self.label, Label()),
+            ("probe.questions", self.probe.questions, 0),
+        ):
+            if now != needed:
+                what = f"= {needed}" if isinstance(needed, (int, str)) else "left as it is"
+                raise ValueError(f"supervised.response learns one given answer a question: {name} must be {what}")
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:

@@ -10,7 +10,7 @@ from jaxselftrain.assembly import open_parts
 from jaxselftrain.checkpoints import METRIC, checkpoint_params
 from jaxselftrain.config import Config, override_config, to_yaml
 from jaxselftrain.errors import UserError
-from jaxselftrain.metrics import METRICS_FILE, read_metrics
+from jaxselftrain.metrics import METRICS_FILE, read_alarms, read_metrics
 from jaxselftrain.model.export import export_folder
 from jaxselftrain.run_folder import read_config
 from jaxselftrain.sections import Mesh
@@ -35,7 +35,8 @@ REWARDED_BY = {  # Config.reward_name -> what a model card says
 def export_run(*, run: Path, out: Path, step: int | None, newest: bool, overrides: tuple[str, ...]) -> None:
     """`jaxselftrain export`: the checkpoint of a step, or the best, or the newest, read on a mesh of its own.
 
-    The best has the highest held-out avg@k of those that were evaluated while the run trained; where none was, it is the newest.
+    The best has the highest held-out avg@k of those that were evaluated while the run trained. Where none was, it is the newest,
+    or the newest healthy one of a run whose alarm was raised.
 
     Raises UserError for a missing run, step or free folder, and when the model is not the run's.
     """
@@ -46,7 +47,9 @@ def export_run(*, run: Path, out: Path, step: int | None, newest: bool, override
     parts = open_parts(config, cache=None)
     lines = read_metrics(run) if (run / METRICS_FILE).is_file() else []
     scores = {} if newest else {int(line["step"]): line[METRIC] for line in lines if METRIC in line}
-    params, chosen = checkpoint_params(parts, run, step=step, scores=scores)
+    alarmed = bool(read_alarms(run)) and not newest
+    healthy = {int(line["step"]) for line in lines if line.get("alarm_score", 0.0) == 0} if alarmed else set()
+    params, chosen = checkpoint_params(parts, run, step=step, scores=scores, healthy=healthy)
     export_folder(
         params,
         parts.weights.config,
@@ -59,6 +62,8 @@ def export_run(*, run: Path, out: Path, step: int | None, newest: bool, override
     why = ""
     if step is None and chosen in scores:
         why = f", the best checkpoint that was evaluated (held-out avg@{trained.evaluate.samples} {scores[chosen]:.3f}),"
+    elif step is None and chosen in healthy:
+        why = ", the newest checkpoint at which no signal of the alarm was past its threshold,"
     print(f"step {chosen} of {run}{why} exported to {out}")
 
 

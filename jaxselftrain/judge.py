@@ -44,12 +44,13 @@ def judge(
     teacher: Mapping[str, str | None],
     taught: Sequence[str] | None,
     step: int,
+    source: str | None = None,
 ) -> Verdict:
     """Reads the answers, votes, and decides what the next update learns; `texts` are question-major, Q * N of them.
 
     `confidence` has the sampler's statistics where the rewards ask for them; `teacher` the key of each question's label where
     these come from a frozen teacher, `taught` the texts of one that answers along. The answer key is watched by metrics, and
-    reaches a label only where `label.source` asks for gold.
+    reaches a label only where the source asks for gold. `source` stands in the place of `label.source` where it is given.
     """
     started = time.perf_counter()
     Q, N = length_QN.shape
@@ -58,12 +59,13 @@ def judge(
     keys, taught_keys = ([list(reading.keys[q * N : (q + 1) * N]) for q in range(*part)] for part in ((0, Q), (Q, 2 * Q)))
     count = partial(vote, ties=config.vote.ties, denominator=config.vote.denominator, opaque_may_win=config.vote.opaque_may_win)
     votes = [count(k) for k in keys]
-    known = _gold(answer_key, ids) if config.label.source in NEED_GOLD else None
-    if config.label.source == "teacher":
+    source = source or config.label.source
+    known = _gold(answer_key, ids) if source in NEED_GOLD else None
+    if source == "teacher":
         known = [teacher[id] for id in ids]
-    if taught is not None:
+    if source == "ema":
         known = [count(k).majority for k in taught_keys]
-    labels = choose_labels(config.label.source, votes, known, noise=config.label.noise, ids=ids, seed=config.train.seed)
+    labels = choose_labels(source, votes, known, noise=config.label.noise, ids=ids, seed=config.train.seed)
     decided = feedback(
         keys,
         votes,
@@ -82,7 +84,8 @@ def judge(
     metrics = vote_metrics(keys, votes, labels, decided.reward_QN, length_QN, ~ended_QN, ids, watched)
     metrics["halves_differ_share"] = float(np.mean([count(k[: N // 2]).majority != count(k[N // 2 :]).majority for k in keys]))
     metrics["kept_question_share"] = float((decided.weight_QN > 0).any(1).mean())
-    metrics |= {name: float(value_QN.mean()) for name, value_QN in confidence.items() if name != "entropy"}  # the update's own
+    if "self_certainty" in confidence:
+        metrics["self_certainty"] = float(confidence["self_certainty"].mean())
     metrics["voter_kills"] = reading.killed
     logged = range(min(config.log.responses, Q))
     responses = [_row(questions[q], votes[q], _samples(q, texts, reading.answers, decided, length_QN, ended_QN)) for q in logged]

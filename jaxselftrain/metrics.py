@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -50,9 +50,23 @@ METRICS: dict[str, str] = {
     "zero_variance_share": "Share of questions whose samples all got the same reward, and so teach nothing.",
     "dominant_answer_share": "Largest share of all samples, over different questions, that give one and the same answer; near 1 "
     "the policy answers every question alike.",
+    # how these move: over windows of alarm.window steps
+    "pseudo_reward_slope": "Slope per step of the pseudo-reward over the last alarm.window steps; a jump is what reward hacking "
+    "looks like from outside, and so does a task that is being learned fast.",
+    "kl_acceleration": "Slope of the KL over the last alarm.window steps minus its slope over those before; where it rises, "
+    "the policy moves away ever faster. Absent when no reference is kept.",
+    "entropy_drift": "Mean entropy over the last alarm.window steps as a part of that over the first, minus 1; -1 is a policy "
+    "that is sure of every token, right or wrong. Tasks with short answers get there without harm.",
+    "length_drift": "The same of the response length; collapse makes responses short, or long where length is rewarded.",
+    "no_answer_drift": "Share of samples without an answer over the last alarm.window steps minus that over the first.",
+    "truncated_drift": "The same of responses cut at rollout.max_tokens.",
+    "alarm_score": "Signals of alarm.signals that are past their thresholds at this step; absent until there are steps enough "
+    "for one.",
     # what the update did
     "loss": "Negative objective of the update, KL and entropy terms included; its level means little, a jump means much.",
     "entropy": "Mean entropy of the next-token distribution over response tokens, in nats.",
+    "log_prob": "Mean log-probability of the response tokens, in nats: of what was sampled, or of the gold answers in supervised "
+    "steps.",
     "kl": "Mean KL divergence per token from the policy to the initial policy, in nats, by the k3 estimate; absent when no "
     "reference is kept.",
     "kl_k1": "The same KL by the unbiased but noisier k1 estimate, in nats; single steps can be negative.",
@@ -65,7 +79,6 @@ METRICS: dict[str, str] = {
     "bad_updates": "Updates skipped since the start of the run because loss or gradient was NaN or infinite.",
     "self_certainty": "Mean KL divergence from the uniform to the next-token distribution over response tokens, in nats; only "
     "where a reward is made of such statistics.",
-    "log_prob": "Mean log-probability of the sampled tokens, in nats; only where a reward is made of such statistics.",
     # how the responses look
     "response_length": "Mean length of a response, in tokens, the end-of-sequence token included.",
     "truncated_share": "Share of responses cut at rollout.max_tokens.",
@@ -227,6 +240,24 @@ class MetricsLog:
             self._last_step = line["step"]
             self._to_board(line)
 
+    def roll_back(self, to: int, *, alarm: int, number: int) -> None:
+        """Moves every line of a later step than `to` to rolled_back.jsonl and forgets it here.
+
+        There it has the step of the alarm as `alarm`, and how many rollbacks there have been, this one included, as `rollback`.
+        """
+        for line in _whole_lines(self.folder / METRICS_FILE):
+            if line["step"] > to:
+                self._append(ROLLED_BACK_FILE, {**line, "alarm": alarm, "rollback": number})
+        self.cut_back(to)
+
+    def forget_rollbacks(self, number: int) -> None:
+        """Forget what rollbacks after the first `number` have moved, as a resumed run will move it again."""
+        self._close_files()
+        lines = list(_whole_lines(self.folder / ROLLED_BACK_FILE))
+        kept = [line for line in lines if line["rollback"] <= number]
+        if len(kept) < len(lines):
+            _replace(self.folder / ROLLED_BACK_FILE, [json.dumps(line) + "\n" for line in kept])
+
     def close(self) -> None:
         """Close all files. May be called more than once."""
         self._close_files()
@@ -326,9 +357,13 @@ def _rewrite(path: Path, last_step: int | None) -> None:
     """Keep the whole lines with a step up to `last_step` (None: all), in one atomic move."""
     if not path.is_file():
         return
+    _replace(path, (text for line, text in _parsed(path) if last_step is None or line["step"] <= last_step))
+
+
+def _replace(path: Path, lines: Iterable[str]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        file.writelines(text for line, text in _parsed(path) if last_step is None or line["step"] <= last_step)
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -51,11 +51,11 @@ def init_moments(transform: optax.GradientTransformation, params: dict[str, jax.
     return jax.tree.map(lambda x: x.astype(dtype) if _is_float(x) else x, transform.init(params))
 
 
-def apply(transform: optax.GradientTransformation, grads, moments, params, *, seed: jax.Array, count: jax.Array):
-    """(new params, new moments): computed in float32, stored in the dtypes they came in."""
+def apply(transform: optax.GradientTransformation, grads, moments, params, *, rate: jax.Array, seed: jax.Array, count: jax.Array):
+    """(new params, new moments): computed in float32, stored in the dtypes they came in. `rate` scales the step."""
     wide_params, wide_moments = _widen(params), _widen(moments)
     updates, new_moments = transform.update(_widen(grads), wide_moments, wide_params)
-    new_params = optax.apply_updates(wide_params, updates)
+    new_params = optax.apply_updates(wide_params, jax.tree.map(lambda x: x * rate.astype(x.dtype), updates))
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), ROUNDING_STREAM), count)
     return _store(new_params, params, jax.random.fold_in(key, 0)), _store(new_moments, moments, jax.random.fold_in(key, 1))
 

@@ -67,10 +67,10 @@ def first_of(ids: Sequence[str]) -> str:
     return ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
 
 
-def prompt_width(tokens: Sequence[Sequence[int]], multiple: int = 64) -> int:
-    """The one prompt length of a run: the longest of `tokens`, rounded up to `multiple`."""
+def prompt_width(tokens: Sequence[Sequence[int]]) -> int:
+    """The one prompt length of a run: the longest of `tokens`, rounded up to 16, 32 or a multiple of 64."""
     longest = max(len(ids) for ids in tokens)
-    return -(-longest // multiple) * multiple
+    return next((width for width in (16, 32) if longest <= width), -(-longest // 64) * 64)
 
 
 def pad(tokens: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:

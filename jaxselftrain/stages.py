@@ -55,7 +55,7 @@ def run_stages(config: Config, folder: Path) -> None:
     """`jaxselftrain train` on a config with stages. What is done already is passed over."""
     from jaxselftrain.exporting import export_run
     from jaxselftrain.label_file import run_label
-    from jaxselftrain.train import run
+    from jaxselftrain.training import run
 
     stages = plan(config, folder)
     if is_run_folder(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,14 @@ class Host:
     reference: dict[str, int] | None = None  # fingerprint of the frozen initial policy
     tokens: int = 0  # response tokens in the rollouts that await their update
     questions: str = ""  # fingerprint of the training questions and their order
+    rate: float = 1.0  # the learning rate is multiplied by this; rollbacks lower it
+    rollbacks: int = 0
+    label_source: str | None = None  # in the place of label.source, since the alarm or a program changed it
+    watch: dict[str, Any] = field(default_factory=dict)  # alarm.Watch
+    alarms: list[dict[str, Any]] = field(default_factory=list)  # the lines of alarms.jsonl
+    is_healthy: bool = True  # no signal past its threshold at this step
+    healthy_step: int | None = None  # the newest checkpoint of a healthy step
+    is_stopped: bool = False  # by the alarm
     seconds: float = 0.0  # wall time of all the processes that worked on this run
 
     def note_score(self, score: float | None) -> bool:

@@ -31,7 +31,7 @@ from jaxselftrain.sharding import named, param_shardings, shards
 from jaxselftrain.update import State, learn
 
 jax.tree_util.register_dataclass(
-    Feedback, data_fields=["reward_QN", "weight_QN", "kl_weight_Q", "chosen_QM", "learn"], meta_fields=[]
+    Feedback, data_fields=["reward_QN", "weight_QN", "kl_weight_Q", "chosen_QM", "learn", "rate"], meta_fields=[]
 )
 
 
@@ -187,4 +187,4 @@ def prompt_shardings(mesh: Mesh) -> Prompts:
 
 def feedback_shardings(mesh: Mesh) -> Feedback:
     by_question, whole = named(mesh, "questions"), named(mesh)
-    return Feedback(reward_QN=by_question, weight_QN=by_question, kl_weight_Q=by_question, chosen_QM=by_question, learn=whole)
+    return Feedback(by_question, by_question, by_question, by_question, learn=whole, rate=whole)

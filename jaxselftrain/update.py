@@ -91,8 +91,8 @@ def learn(
         grads, sums = gradient(graph, config, state, minibatch)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-        rate = jnp.asarray(learning_rate(state.count), jnp.float32)
-        state = jax.lax.cond(good, lambda s: _apply(transform, s, grads), lambda s: s, state)
+        rate = jnp.asarray(learning_rate(state.count), jnp.float32) * feedback.rate
+        state = jax.lax.cond(good, lambda s: _apply(transform, s, grads, feedback.rate), lambda s: s, state)
         return state, sums | {"grad_norm": norm, "learning_rate": rate, "bad_update": 1.0 - good}
 
     learning_rate = optimizer.schedule(config.optimizer, steps=config.optimizer_steps)
@@ -200,6 +200,7 @@ def _loss(graph, config, params, reference, batch):
     sums = {
         "loss": jax.lax.stop_gradient(loss),
         "entropy": mean(entropy_QMT),
+        "log_prob": mean(current_QMT),
         "ratio_mean": mean(ratio_QMT),
         "clip_fraction": mean((clipped_QMT * A_QM1 < ratio_QMT * A_QM1).astype(jnp.float32)),
         "sampler_gap": mean(jnp.abs(current_QMT - batch.behaviour_QMT)),
@@ -306,6 +307,8 @@ def _join(parts, groups: int, pieces: int, *, devices: int):
     return jax.tree.map(join, parts)
 
 
-def _apply(transform, state, grads):
-    params, moments = optimizer.apply(transform, grads, state.moments, state.params, seed=state.seed, count=state.count)
+def _apply(transform, state, grads, rate):
+    params, moments = optimizer.apply(
+        transform, grads, state.moments, state.params, rate=rate, seed=state.seed, count=state.count
+    )
     return replace(state, params=params, moments=moments, count=state.count + 1)

@@ -19,7 +19,7 @@ from runs import command, environment, final_weights, lines, make_home, start, w
 from jaxselftrain import checkpoints, loop
 from jaxselftrain.config import load_config
 from jaxselftrain.errors import UserError
-from jaxselftrain.train import train
+from jaxselftrain.training import train
 
 # The command line, where the save of step 4 never ends: the files are written, the name is not final.
 STUCK = """

@@ -72,7 +72,7 @@ def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(arguments, part, c
     "override, parts",
     [
         ("vote.sampels=8", ["vote.sampels", "8", "did you mean vote.samples?"]),
-        ("vote.samples=1", ["vote.samples = 1", "greater than or equal to 2"]),
+        ("vote.samples=0", ["vote.samples = 0", "greater than or equal to 1"]),
         ("vote.samples=many", ["vote.samples = 'many'", "integer"]),
         ("vote.samples", ["'vote.samples'", "section.field=value"]),
     ],
@@ -94,7 +94,7 @@ def test_print_config_is_a_config_that_reads_back_equal(config, tmp_path, capsys
 
 
 def test_train_runs_the_resolved_config_in_its_folder(config, stand_in):
-    calls = stand_in("jaxselftrain.train", "run")
+    calls = stand_in("jaxselftrain.training", "run")
     assert cli.main(["train", str(config), "train.seed=3", "train.folder=runs/{name}-{seed}"]) == 0
     ((resolved,), keywords) = calls[0]
     assert resolved == load_config(config, ["train.seed=3", "train.folder=runs/{name}-{seed}"])
@@ -102,25 +102,25 @@ def test_train_runs_the_resolved_config_in_its_folder(config, stand_in):
 
 
 def test_a_stopped_run_tells_the_command_that_resumes_it_and_exits_75(config, stand_in, capsys):
-    stand_in("jaxselftrain.train", "run", Resumable("stopped after step 3"))
+    stand_in("jaxselftrain.training", "run", Resumable("stopped after step 3"))
     assert cli.main(["train", str(config), "prompt.few_shot=a b"]) == 75
     assert f"stopped after step 3; resume with: jaxselftrain train {config} 'prompt.few_shot=a b'" in the_sentence(capsys)
 
 
 def test_a_user_error_from_a_command_is_exit_code_2(config, stand_in, capsys):
-    stand_in("jaxselftrain.train", "run", UserError("model.path = x does not exist"))
+    stand_in("jaxselftrain.training", "run", UserError("model.path = x does not exist"))
     assert cli.main(["train", str(config)]) == 2
     assert the_sentence(capsys) == "jaxselftrain: error: model.path = x does not exist\n"
 
 
 def test_an_unexpected_error_keeps_its_traceback(config, stand_in):
-    stand_in("jaxselftrain.train", "run", ZeroDivisionError("a bug"))
+    stand_in("jaxselftrain.training", "run", ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli.main(["train", str(config)])
 
 
 def test_ctrl_c_outside_the_loop_ends_without_a_traceback(config, stand_in):
-    stand_in("jaxselftrain.train", "run", KeyboardInterrupt())
+    stand_in("jaxselftrain.training", "run", KeyboardInterrupt())
     assert cli.main(["train", str(config)]) == 130
 
 
@@ -183,10 +183,10 @@ def test_output_without_a_reader_or_without_room_is_no_traceback(arguments, conf
 
 
 def test_a_full_disk_names_the_file_and_other_errors_of_files_keep_their_traceback(config, stand_in, capsys):
-    stand_in("jaxselftrain.train", "run", OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"))
+    stand_in("jaxselftrain.training", "run", OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"))
     assert cli.main(["train", str(config)]) == 2
     assert "runs/a/metrics.jsonl cannot be written: No space left on device" in the_sentence(capsys)
-    stand_in("jaxselftrain.train", "run", PermissionError(errno.EACCES, "a bug"))
+    stand_in("jaxselftrain.training", "run", PermissionError(errno.EACCES, "a bug"))
     with pytest.raises(PermissionError, match="a bug"):
         cli.main(["train", str(config)])
 

@@ -83,7 +83,7 @@ def test_a_wrong_type_is_named_with_its_value(values, says):
     [
         ({"vote": {"opaque_may_win": 2}}, "vote.opaque_may_win = 2: input should be a valid boolean"),
         ({"evaluate": {"cross_check": "mathverify"}}, "evaluate.cross_check = 'mathverify': input should be 'math_verify'"),
-        ({"vote": {"samples": 1}}, "vote.samples = 1: input should be greater than or equal to 2"),
+        ({"vote": {"samples": 1}}, "vote.samples = 1 leaves nothing to compare; use 2 or more"),
         ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate = 0: input should be greater than 0"),
         ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate = inf: must be a finite number"),
         ({"update": {"importance_cap": float("nan")}}, "update.importance_cap = nan: must be a finite number"),
@@ -199,7 +199,7 @@ def test_overrides_reach_every_kind_of_field(tmp_path):
         ("prompt.few_shot=[a]", "prompt.few_shot = ['a']: input should be a valid string; put it in quotes"),
         ("questions.path.x=1", "override 'questions.path.x=1': path is a value, not a section"),
         ("vote.sampels=8", "unknown field vote.sampels (value 8); did you mean vote.samples?"),
-        ("vote.samples=1", "vote.samples = 1: input should be greater"),
+        ("vote.samples=0", "vote.samples = 0: input should be greater"),
         ("questions.fields.question=answer", "questions.fields: question and answer are both answer"),
         ("train.steps=0", "train.steps = 0: input should be greater"),
         ("update.micro_batches=Auto", "update.micro_batches = 'Auto': input should be a valid integer"),

@@ -12,7 +12,7 @@ from jaxselftrain.config import load_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.memory import PART, choices, fit_memory, step_bytes
 from jaxselftrain.run_folder import read_config
-from jaxselftrain.train import train
+from jaxselftrain.training import train
 
 WIDTH = 64
 

@@ -68,7 +68,7 @@ def test_no_question_left_is_an_error():
         texts([])
 
 
-@pytest.mark.parametrize("longest, width", [(1, 64), (63, 64), (64, 64), (65, 128)])
+@pytest.mark.parametrize("longest, width", [(1, 16), (16, 16), (17, 32), (33, 64), (64, 64), (65, 128), (129, 192)])
 def test_the_width_is_the_longest_prompt_rounded_up(longest, width):
     assert prompt_width([[0] * longest, [0]]) == width
 

@@ -17,7 +17,7 @@ from jaxselftrain.questions import Question
 from jaxselftrain.rollouts import Taught
 from jaxselftrain.sharding import param_shardings
 from jaxselftrain.step import TEACHER, compile_sample, compile_step, rollout_shardings
-from jaxselftrain.train import train
+from jaxselftrain.training import train
 from jaxselftrain.voter import Voter
 
 EMA = {"source": "ema", "decay": 0.9}

@@ -13,7 +13,7 @@ from runs import command, final_weights, lines, make_home, start, wait_for_step,
 from jaxselftrain import asking, loop
 from jaxselftrain.config import load_config, override_config
 from jaxselftrain.errors import UserError
-from jaxselftrain.train import train
+from jaxselftrain.training import train
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +228,9 @@ def test_only_explicit_transfers_and_two_programs(home, finished, tmp_path, monk
 def test_the_guard_would_catch_an_implicit_transfer(home, finished, tmp_path, monkeypatch):
     real = loop.Loop._call
 
-    def planted(self, state, rollouts, votes, prompts, **flags):
-        state.count + np.ones(3, np.int32)  # a NumPy array slips onto the device
-        return real(self, state, rollouts, votes, prompts, **flags)
+    def planted(self, prompts, **flags):
+        self.state.count + np.ones(3, np.int32)  # a NumPy array slips onto the device
+        return real(self, prompts, **flags)
 
     monkeypatch.setattr(loop.Loop, "_call", planted)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"):

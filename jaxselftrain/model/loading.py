@@ -10,11 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxselftrain.errors import UserError
+from jaxselftrain.model.fresh import fresh_weights, is_fresh
 from jaxselftrain.model.gguf import open_gguf
 from jaxselftrain.model.huggingface import open_folder
 from jaxselftrain.model.layout import Weights
+from jaxselftrain.model.paths import local_model
 
-__all__ = ["Weights", "load_params", "open_weights"]
+__all__ = ["Weights", "load_params", "open_model", "open_weights"]
+
+
+def open_model(path: str, revision: str | None) -> Weights:
+    """The Weights of what model.path says: a folder, file, hub id or package, or a new policy. Raises UserError."""
+    return fresh_weights(path) if is_fresh(path) else open_weights(local_model(path, revision))
 
 
 def open_weights(path: Path) -> Weights:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxselftrain.errors import UserError
 from jaxselftrain.model import gguf_tokenizer
+from jaxselftrain.model.fresh import character_tokenizer, is_fresh
 from jaxselftrain.model.paths import local_tokenizer
 
 
@@ -28,6 +29,10 @@ class Tokenizer:
         """Ids of `text`; BOS stands in front exactly once when the tokenizer uses one, also if `text` already has it. No EOS."""
         ids = self.hf(text, add_special_tokens=False).input_ids
         return ids if ids[:1] == self._bos else self._bos + ids
+
+    def continuation(self, text: str) -> list[int]:
+        """Ids of a text that stands behind a prompt: neither BOS nor EOS."""
+        return self.hf(text, add_special_tokens=False).input_ids
 
     def chat(self, messages: Sequence[tuple[str, str]], arguments: Mapping[str, Any]) -> list[int]:
         """Ids of (role, content) messages in the chat template, up to where the assistant's answer starts.
@@ -72,7 +77,10 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str, *, revision: str | None) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, a hub id, a .gguf file or package://PACKAGE/FILE. Raises UserError."""
+    """The tokenizer of a Hugging Face folder, a hub id, a .gguf file or package://PACKAGE/FILE, or that of a
+    new:// policy. Raises UserError."""
+    if is_fresh(path):
+        return Tokenizer(character_tokenizer(), eos_ids=[], where=path)
     local = local_tokenizer(path, revision)
     if local.is_file():
         if local.suffix != ".gguf":

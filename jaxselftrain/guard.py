@@ -1,0 +1,70 @@
+"""Takes the metrics of each step, gives what a run does about its alarm: say so, stop, go back, or take a teacher's labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from jaxselftrain.alarm import Raised, Watch, event
+from jaxselftrain.metrics import ALARMS_FILE
+from jaxselftrain.run_folder import replace_text
+from jaxselftrain.sections import Alarm
+from jaxselftrain.start import Host
+
+
+class Guard:
+    """The alarm of one run; what it has seen and done stands in the Host, which checkpoints keep."""
+
+    def __init__(self, settings: Alarm, folder: Path, *, say: Callable[[str], None]):
+        self.settings, self.folder, self.say = settings, folder, say
+
+    def watch(self, host: Host, line: Mapping[str, float]) -> tuple[dict[str, float], Raised | None]:
+        """(the trends and the score of a step's metrics, the alarm if it is raised at this step)."""
+        state = Watch(**host.watch)
+        found, raised = state.step({**line, "step": host.step}, self.settings)
+        host.watch = asdict(state)
+        host.is_healthy = found.get("alarm_score", 0.0) == 0
+        return found, raised
+
+    def act(self, host: Host, raised: Raised, *, is_last: bool) -> str:
+        """Takes down what is done about the alarm, and says it; gives the action: one rollback too many is a stop.
+
+        At the last step of a run there is nothing to do but to say it.
+        """
+        action, healthy = "warn" if is_last else self.settings.action, host.healthy_step
+        back = f"the last healthy checkpoint is that of step {healthy}" if healthy else "there is no healthy checkpoint yet"
+        why = ""
+        if action == "rollback" and host.rollbacks >= self.settings.rollbacks:
+            action, why = "stop", f": alarm.rollbacks = {self.settings.rollbacks} are used up"
+        rate = host.rate * self.settings.rate
+        does = {
+            "warn": back,
+            "stop": f"stopping{why}; {back}. Give alarm.action=warn to go on all the same",
+            "rollback": f"back to {f'step {healthy}' if healthy else 'the beginning'}, and on with {rate:g} of the learning rate",
+            "teacher": "from here on the labels are the frozen teacher's (alarm.labels)",
+        }[action]
+        told = f"step {raised.step}: the alarm is raised: {raised.reasons}; {does}"
+        self.say(told)
+        more = {"to": healthy or 0, "rate": rate} if action == "rollback" else {}
+        host.alarms = [*host.alarms, event(raised, action=action, told=told, healthy=healthy, **more)]
+        write_alarms(self.folder, host.alarms)
+        if action == "stop":
+            host.is_stopped = True
+        if action == "teacher":
+            host.label_source = "teacher"
+        return action
+
+    def stopped(self, host: Host) -> bool:
+        """Whether an alarm has ended the run; one may go on by another action."""
+        return host.is_stopped and self.settings.action in ("stop", "rollback")
+
+
+def write_alarms(folder: Path, alarms: list[dict]) -> None:
+    """alarms.jsonl, in one move; none where no alarm was ever raised."""
+    file = folder / ALARMS_FILE
+    if alarms:
+        replace_text(file, "".join(json.dumps(line) + "\n" for line in alarms))
+    else:
+        file.unlink(missing_ok=True)

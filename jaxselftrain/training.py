@@ -1,0 +1,117 @@
+"""Takes a Config, trains it in its run folder: `train` for programs, `run` with a progress bar and a picture for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from jaxselftrain.config import Config
+from jaxselftrain.errors import UserError
+from jaxselftrain.interrupts import Interrupts
+from jaxselftrain.loop import Control, Loop, Report
+from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
+from jaxselftrain.run_folder import SUMMARY, close_folder, keep_decided, open_folder, run_folder
+from jaxselftrain.summary import show_summary, write_summary
+
+
+class Training(Iterator[Report]):
+    """A run, step by step: iterate over it for its Reports, and tell it between two of them to stop or to label otherwise."""
+
+    def __init__(self, config: Config, folder: Path, callback, say, watch):
+        self.config, self.folder = config, folder
+        self._control, self._callback = Control(), callback
+        self._steps = _steps(config, folder, self._control, say, watch)
+
+    def __next__(self) -> Report:
+        report = next(self._steps)
+        if self._callback is not None and self._callback(report) is False:
+            self.stop()
+        return report
+
+    def stop(self) -> None:
+        """Saves after the step just reported, and ends the iteration; the same call of `train` goes on from there."""
+        self._control.is_stopped = True
+
+    def use_labels(self, source: str) -> None:
+        """Takes labels from `source` (vote, gold, teacher, ...; see label.source) from the next batch that is voted on.
+
+        That is the batch after the one whose votes have just been reported. A resumed run goes on with it. Raises UserError for a
+        source whose labels the run has not been given: gold without answers, teacher without a file, ema without a teacher.
+        """
+        have = self._control.sources
+        if have is None:
+            raise UserError("use_labels: the run has not begun; take its first report before changing the labels")
+        if source not in have:
+            raise UserError(f"use_labels({source!r}): this run has labels from {', '.join(have)}")
+        self._control.label_source = source
+
+    def close(self) -> None:
+        """Ends the run where it is, without saving; what has been saved is kept. The run folder is free again."""
+        self._steps.close()
+
+
+def train(
+    config: Config,
+    folder: str | Path | None = None,
+    *,
+    callback: Callable[[Report], bool | None] | None = None,
+    say: Callable[[str], None] = print,
+    watch: Callable[[str], None] = lambda doing: None,
+) -> Training:
+    """Trains in a run folder, resuming what it holds; the Training yields a Report before the first update and after every one.
+
+    Without a folder it is the config's train.folder, with `run` for {name}. `callback` hears each report before it is yielded;
+    where it returns False the run saves and ends. `say` hears what a person should know: what was dropped, changed or resumed,
+    and what is being waited for; `watch` what is going on at the moment, often.
+
+    Iterating raises UserError for what the user can change, and Resumable after SIGTERM or Ctrl-C, once everything is saved.
+    """
+    if config.stages:
+        raise UserError("train takes a run without stages: see stages.plan for the runs that they stand for")
+    return Training(config, run_folder(config, "run") if folder is None else Path(folder), callback, say, watch)
+
+
+def _steps(config: Config, folder: Path, control: Control, say, watch) -> Generator[Report]:
+    config = keep_decided(config, folder)
+    lock, notes = open_folder(folder, config)
+    settings = (
+        f"raise update.micro_batches (now {config.update.micro_batches}; auto finds what fits) if the update does not fit; "
+        "lower rollout.questions, vote.samples or rollout.max_tokens if sampling does not"
+    )
+    try:
+        with told_of_limits(folder, settings), Interrupts() as interrupts:
+            with Loop(config, folder, notes, say=say, watch=watch) as loop:
+                control.sources = loop.sources()
+                yield from loop.run(interrupts, control)
+    finally:
+        close_folder(folder, lock)
+
+
+def run(config: Config, folder: Path) -> None:
+    """`train` as the command line runs it: a progress bar, then summary.json, a table and a picture."""
+    steps, report = config.train.steps, None
+    # the delay: a mistake that is told at once is told without an empty bar above it
+    with Compilations() as compiled, tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr, delay=3) as bar:
+        for report in train(config, folder, say=partial(bar.write, file=sys.stderr), watch=bar.set_description):
+            if bar.n == 0:
+                bar.initial = bar.n = max(report.step - 1, 0)  # a resumed run's speed is that of the steps done now
+            bar.set_description("training")
+            bar.update(report.step - bar.n)
+            shown = {
+                "pseudo-reward": report.metrics.get("pseudo_reward"),
+                "majority": report.metrics.get("majority_share"),
+                "tok/s": report.metrics.get("tokens_per_second"),
+                "held-out avg": report.metrics.get("heldout/avg"),
+            }
+            bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items() if value is not None})
+    cost: dict[str, Any] = {"compiled": compiled.summary(), "peak_memory_gib": peak_memory_gib()}
+    if report is None and (folder / SUMMARY).is_file():  # nothing was left to do: the cost is that of who did it
+        cost |= json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    write_summary(folder, compiled=cost["compiled"], memory=cost["peak_memory_gib"])
+    show_summary(folder)

@@ -16,8 +16,32 @@ from jaxselftrain.questions import load_questions
 from jaxselftrain.sections import Questions
 
 PACKAGE = Path(jaxselftrain.__file__).parent
-MAY_READ_GOLD = {"label_file", "answer_key", "metrics", "evaluate", "evaluate_command", "judge", "loop"}
-WITHOUT_JAX = ["answers", "votes", "voter", "voter_worker", "rewards", "questions", "sources", "answer_key", "config", "errors"]
+MAY_READ_GOLD = {
+    "answer_key",
+    "metrics",
+    "evaluate",
+    "evaluate_command",
+    "label_file",
+    "judge",
+    "ballots",
+    "material",
+    "supervised",
+    "loop",
+}
+WITHOUT_JAX = [
+    "answers",
+    "votes",
+    "voter",
+    "voter_worker",
+    "rewards",
+    "questions",
+    "sources",
+    "answer_key",
+    "config",
+    "errors",
+    "trends",
+    "alarm",
+]
 
 
 def written(tmp_path, records, **settings):
@@ -122,7 +146,8 @@ def test_only_metrics_evaluation_and_the_host_loop_import_the_answer_key():
 
 
 @pytest.mark.parametrize(
-    "start", ["answers", "votes", "voter", "voter_worker", "rewards", "questions", "sources", "prompts", "step"]
+    "start",
+    ["answers", "votes", "voter", "voter_worker", "rewards", "questions", "sources", "prompts", "step", "trends", "alarm"],
 )
 def test_the_path_of_the_reward_reaches_no_answer_key(start):
     reached, waiting = set(), [start]

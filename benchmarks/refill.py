@@ -62,14 +62,14 @@ def main() -> None:
     graph = abstract_policy(architecture, compute_dtype="float32", remat="none")
     T = given.mean * given.tail
     programs = [jax.jit(partial(sample, graph, N=N, T=T, W=count // Q)) for count in rows]
-    results = [program(weights, asked) for program in programs]  # compiles
+    results = [jax.block_until_ready(program(weights, asked)) for program in programs]  # compiles and warms up
     seconds: list[list[float]] = [[] for _ in rows]
     for _ in range(given.repetitions):
         for program, taken in zip(programs, seconds, strict=True):
             started = time.perf_counter()
             jax.block_until_ready(program(weights, asked))
             taken.append(time.perf_counter() - started)
-    show(given, rows, results, [statistics.median(taken) for taken in seconds])
+    show(given, rows, results, seconds)
 
 
 def prompts(given: argparse.Namespace, tokens, *, V: int) -> Prompts:
@@ -98,16 +98,18 @@ def random_weights() -> dict[str, jax.Array]:
     }
 
 
-def show(given: argparse.Namespace, rows: list[int], results: list, seconds: list[float]) -> None:
+def show(given: argparse.Namespace, rows: list[int], results: list, seconds: list[list[float]]) -> None:
     lengths = np.asarray(results[0].length_QN)
     spread = f"{lengths.min()} to {lengths.max()} tokens, {lengths.mean():.1f} on average"
     table = Table(title=f"{given.questions} x {given.samples} responses of {spread}", caption="the first line takes no turns")
-    for name in ("rows", "seconds", "tokens/s", "ratio", "responses that differ"):
+    for name in ("rows", "seconds", "least to most", "tokens/s", "ratio", "responses that differ"):
         table.add_column(name, justify="right")
-    for count, found, taken in zip(rows, results, seconds, strict=True):
+    medians = [statistics.median(taken) for taken in seconds]
+    for count, found, taken, times in zip(rows, results, medians, seconds, strict=True):
         differ = (np.asarray(found.tokens_QNT) != np.asarray(results[0].tokens_QNT)).any(-1).mean()
         tokens = int(np.asarray(found.length_QN).sum())
-        table.add_row(str(count), f"{taken:.2f}", f"{tokens / taken:.0f}", f"{seconds[0] / taken:.2f}", f"{differ:.1%}")
+        spread = f"{min(times):.2f} to {max(times):.2f}"
+        table.add_row(str(count), f"{taken:.2f}", spread, f"{tokens / taken:.0f}", f"{medians[0] / taken:.2f}", f"{differ:.1%}")
     Console().print(table)
 
 

@@ -66,7 +66,8 @@ def measured_limits(dtype: str) -> tuple[float, float]:
 
 
 def measure(given: argparse.Namespace, found: Workload, limits: tuple[float, float]) -> None:
-    config = make_config(model=given.model, dtype=given.dtype, workload=found, settings=given.set)
+    fastest = ["model.remat=auto", "update.micro_batches=auto"]  # as step.py measures it
+    config = make_config(model=given.model, dtype=given.dtype, workload=found, settings=[*fastest, *given.set])
     parts = open_model(config, given.random)
     if given.random:
         rng = np.random.default_rng(0)
@@ -74,6 +75,7 @@ def measure(given: argparse.Namespace, found: Workload, limits: tuple[float, flo
     else:
         prompts = questions(parts.tokenizer, count=2 * found.Q, C=found.C)[1]
     run = Run(parts, initial_params(parts, given.random), prompts)
+    config = run.config  # what it left to auto is decided
     try:
         started = time.perf_counter()
         compiled = run.program.lower(*run.inputs(learn=False, wanted=False)).compile()

@@ -102,7 +102,7 @@ def test_a_run_keeps_what_was_decided(home, tmp_path, monkeypatch):
     auto = ("update.micro_batches=auto", "model.remat=auto", "rollout.max_tokens=6")
     list(train(load_config(home / "config.yaml", (*auto, "train.steps=1")), tmp_path / "run", say=told.append))
     assert chosen(read_config(tmp_path / "run")) == (1, "dots") and any("GiB a device" in line for line in told)
-    monkeypatch.setattr("jaxselftrain.loop.fit_memory", None)  # fails if it is asked again
+    monkeypatch.setattr("jaxselftrain.material.fit_memory", None)  # fails if it is asked again
     again = load_config(home / "config.yaml", (*auto, "train.steps=2"))
     assert [report.step for report in train(again, tmp_path / "run", say=told.append)] == [2]
     assert chosen(read_config(tmp_path / "run")) == (1, "dots")

@@ -48,7 +48,7 @@ def movement(weights_dtype, state_dtype, *, plain=False):
 
             updates, moments = transform.update(grads, moments, params)
             return optax.apply_updates(params, updates), moments
-        return apply(transform, grads, moments, params, seed=jnp.uint32(0), count=count)
+        return apply(transform, grads, moments, params, rate=jnp.float32(1), seed=jnp.uint32(0), count=count)
 
     drift = rng.choice([-1.0, 1.0], 20_000)
     for count in range(50):

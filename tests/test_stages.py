@@ -21,16 +21,16 @@ STAGES = [
 # the command line, where Ctrl-C comes as the second stage's run begins
 STOPPED = """
 import sys
-from jaxselftrain import train
+from jaxselftrain import training
 from jaxselftrain.cli import main
 from jaxselftrain.errors import Resumable
 
-def stopped(config, folder, real=train.run):
+def stopped(config, folder, real=training.run):
     if folder.name == "2-votes":
         raise Resumable("stopped")
     real(config, folder)
 
-train.run = stopped
+training.run = stopped
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -9,6 +9,7 @@ question slot, sample, position) and on nothing else: not on the batch, its widt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from jaxselftrain.stopping import STOPPED
 SMALLEST_CACHE = 32  # slots of a row's cache: fewer save nothing
 SLOTS = 8  # a row's cache has a multiple of this: odd sizes leave vector lanes idle
 
-BUSY_CPU = 128  # rows from which on a CPU's matrix products hide the reading of the weights
+BUSY_CPU = 64  # rows from which on a CPU's matrix products nearly hide the reading of the weights
 BUSY_ACCELERATOR = 256  # about where the multiplications of a row for each weight take as long as reading it, on a GPU or TPU
 
 SHORT = 32  # tokens of responses that need not take turns
@@ -51,7 +52,9 @@ def rows_per_question(config: Rollout, mesh: Mesh, *, Q: int, N: int, parts: int
 
     Fewer rows hold fewer caches and wait less for the longest responses. But every decode step reads all weights, so there must
     be enough rows to make their multiplications, not this reading, what takes the time. All rows have equally many samples,
-    so that none is idle when lengths are equal. Responses too short to differ much in length are sampled all at once.
+    so that none is idle when lengths are equal: where N is a prime number there are no turns. All at once are sampled: twice as
+    many rows as must be and fewer, where turns would cost more when lengths are equal than they win when they differ; and
+    responses too short to differ much.
     """
     Q, N = Q * parts, N // parts
     if config.rows is not None:
@@ -61,7 +64,9 @@ def rows_per_question(config: Rollout, mesh: Mesh, *, Q: int, N: int, parts: int
     devices = list(mesh.devices.flat)
     splits = len(devices) // mesh.shape["tensor"]  # the devices of one tensor group work on the same rows
     least = splits * (BUSY_CPU if devices[0].platform == "cpu" else BUSY_ACCELERATOR)
-    return next(W for W in range(1, N + 1) if N % W == 0 and (Q * W >= least or W == N))
+    if Q * N <= 2 * least:
+        return N
+    return next(W for W in range(1, N + 1) if N % W == 0 and Q * W >= least)
 
 
 def sample(
@@ -184,39 +189,21 @@ def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
         lanes, source_Q = move(work.lanes, N=N, shards=devices)
         return t, replace(work, lanes=lanes, asked=work.asked.of_lanes(source_Q, devices)), cache
 
-    def go_on(carry, level=0):
-        """With caches of one size until a row needs more; larger ones are made only if there is such a row.
+    def fits(carry):
+        _, work, cache = carry
+        return busy(work) & (oldest(work) <= cache.k.shape[5])
 
-        Larger ones are kept until all is done, or all rows have become young again and small ones do.
-        """
-
-        def fits(carry):
-            age = oldest(carry[1])
-            enough = busy(carry[1]) & (age <= sizes[level])
-            return enough & (age > sizes[0] // 2) if level else enough
-
+    def until_a_lane_moves(carry):  # moving copies all prompts' keys and values, so it stands outside the loop over tokens
         def settled(carry):
             return fits(carry) & ~may_move(carry[1].lanes, N=N, shards=devices)
 
-        def until_a_lane_moves(carry):  # moving copies all prompts' keys and values, so it stands outside the loop over tokens
-            return move_on(jax.lax.while_loop(settled, one_more, carry))
+        return move_on(jax.lax.while_loop(settled, one_more, carry))
 
-        def larger(t, work, cache):
-            t, work, cache = go_on((t, work, _resized(cache, t, sizes[level + 1])), level + 1)
-            return t, work, _resized(cache, t, sizes[level])
-
-        carry = jax.lax.while_loop(fits, until_a_lane_moves if W < N and Q > devices else one_more, carry)
-        if level + 1 == len(sizes):
-            return carry
-        needs_more = busy(carry[1]) & (oldest(carry[1]) > sizes[level])
-        return jax.lax.cond(needs_more, larger, lambda *carry: carry, *carry)
-
-    sizes = segments(T)
-    carry = jnp.int32(0), work, policy.empty_cache(Q, W, sizes[0])
-    if W == N or len(sizes) == 1:  # rows only grow older
-        _, work, _ = go_on(carry)
-    else:
-        _, work, _ = jax.lax.while_loop(lambda carry: busy(carry[1]), go_on, carry)
+    smallest, *larger = segments(T)
+    loop = partial(jax.lax.while_loop, fits, until_a_lane_moves if W < N and Q > devices else one_more)
+    t, work, cache = loop((jnp.int32(0), work, policy.empty_cache(Q, W, smallest)))
+    for S in larger:  # not under a condition, whose operands and results would stay side by side: caches of all sizes at once
+        t, work, cache = loop(_with_room(t, work, cache, S))
     drawn = jax.tree.map(lambda x: x.reshape(questions, N * parts, *x.shape[2:]), work.drawn)
     return Rollouts(
         prompt_QC=prompts.tokens_QC,
@@ -231,9 +218,13 @@ def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
 
 
 def segments(T: int) -> list[int]:
-    """The sizes that the rows' caches grow through, so that short responses do not pay for long ones; the last has T - 1."""
+    """The sizes that the rows' caches grow through, so that short responses do not pay for long ones; the last has T - 1 or more.
+
+    Each is at least twice the one before it, so that all but the last two together take no more than half of the last.
+    """
     whole = -(-max(T - 1, 1) // SLOTS) * SLOTS
-    return sorted({min(max(SMALLEST_CACHE, -(-T * eighths // 8 // SLOTS) * SLOTS), whole) for eighths in (1, 2, 4, 6, 8)})
+    smaller = (whole // part // SLOTS * SLOTS for part in (4, 2))
+    return [*(S for S in smaller if S >= SMALLEST_CACHE), whole]
 
 
 def _first_work(policy: Policy, asked: Asked, wanted_Q: jax.Array, *, N: int, T: int, W: int, confidence: bool) -> Work:
@@ -285,8 +276,16 @@ def _draw(policy: Policy, prompts: Prompts, work: Work, hidden_QWD: jax.Array) -
     )
 
 
-def _resized(cache: Cache, t: jax.Array, S: int) -> Cache:
-    """The caches with S slots. Slot s holds the newest time that is s modulo the number of slots; so each finds its new place."""
-    time_S = t - 1 - (t - 1 - jnp.arange(S)) % S
-    old_S = time_S % cache.k.shape[5]  # what is too old to be there, a row's mask hides
-    return Cache(jnp.take(cache.k, old_S, axis=5), jnp.take(cache.v, old_S, axis=4))
+def _with_room(t: jax.Array, work: Work, cache: Cache, S: int) -> tuple[jax.Array, Work, Cache]:
+    """The loop's carry with caches of S slots, at least twice as many.
+
+    The ring is written twice in a row: from the slot of its oldest token on, one turn of it is in the order of time. There the
+    new ring goes on, and nothing was moved by a number that only the device knows, which would take room of its own.
+    """
+    old = cache.k.shape[5]
+
+    def larger(cache, axis):
+        rest = (*cache.shape[:axis], S - 2 * old, *cache.shape[axis + 1 :])
+        return jnp.concatenate([cache, cache, jnp.zeros(rest, cache.dtype)], axis)
+
+    return old + t % old, work, Cache(larger(cache.k, 5), larger(cache.v, 4))

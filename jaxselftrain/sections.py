@@ -154,8 +154,8 @@ class Rollout(Section):
     rows: int | None = free(
         None,
         "responses sampled at a time, a multiple of questions: a row whose response has ended takes its question's next one; "
-        "null: the fewest that keep the devices busy, 128 on CPUs and 256 on each accelerator, "
-        "or all if there are fewer or max_tokens is 32 or less",
+        "null: the fewest that keep the devices busy, 64 on CPUs and 256 on each accelerator, "
+        "or all if these are at most twice as many or max_tokens is 32 or less",
         ge=1,
     )
     temperature: Real = Field(1.0, ge=0, description="sampling temperature, above 0: equal samples leave nothing to vote on")

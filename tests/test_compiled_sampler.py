@@ -6,6 +6,8 @@ from functools import cache, partial
 
 import jax
 import pytest
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny import graph, params, prompts, tiny_config
 
 from jaxselftrain.model.architecture import Architecture
@@ -17,7 +19,7 @@ from jaxselftrain.step import compile_sample, prompt_shardings
 ODD = Architecture(
     "LlamaForCausalLM", V=64, D=20, F=28, H=6, G=3, K=10, L=7, rope_theta=1e4, norm_eps=1e-5, max_positions=128, tied=True
 )
-Q, N, T = 2, 5, 40
+Q, N, T = 2, 5, 72
 LOOP = re.compile(r"\bbody=%?([\w.\-]+)")
 CALL = re.compile(r"(?:to_apply|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}")
 NOT_MADE = {"parameter", "get-tuple-element", "bitcast", "tuple", "while", "conditional", "call"}  # pass on what is there
@@ -144,6 +146,34 @@ def test_nothing_that_grows_with_the_batch_crosses_devices_while_tokens_are_draw
     everything = [line for lines in loops(found).values() for line in lines]
     crossing = [line for line in everything if re.search(r"all-gather|all-to-all|collective-permute|all-reduce", line)]
     assert crossing and all(re.match(r"(ROOT )?%?[\w.\-]+ = \w+\[\]", line) for line in crossing), crossing
+
+
+def largest(T: int) -> int:
+    """Bytes of the caches of all layers, float32, in the last of their sizes."""
+    return 2 * 4 * ODD.L * Q * ODD.G * N * segments(T)[-1] * ODD.K
+
+
+def test_the_smaller_caches_are_given_back():
+    """Of the sizes that they grow through, not all take memory at once."""
+    T = 4000  # so that nothing else matters
+    program = jax.jit(partial(sample, graph(architecture=ODD), N=N, T=T, W=N))
+    used = program.lower(params(ODD), prompts(rows=Q, temperatures=[1.0] * N)).compile().memory_analysis()
+    assert len(segments(T)) == 3
+    assert largest(T) < used.temp_size_in_bytes < 1.4 * largest(T)
+
+
+def test_tpu_caches_are_not_padded(monkeypatch):
+    """Heads of 10 in tiles of 128 lanes would take twelve times the memory: there the slots are the minor axis."""
+    pytest.importorskip("libtpu", reason="the TPU compiler is an extra")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    T = 4097
+    mesh = make_mesh(tiny_config().mesh, topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[:1])
+    alone = NamedSharding(mesh, PartitionSpec())
+    given = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=alone), (params(ODD), prompts(temperatures=[1.0] * N))
+    )
+    used = jax.jit(partial(sample, graph(mesh, architecture=ODD), N=N, T=T, W=N)).lower(*given).compile().memory_analysis()
+    assert used.temp_size_in_bytes < 2.5 * largest(T)  # 10 is a tile of 16 sublanes
 
 
 @pytest.mark.xfail(strict=True, reason="XLA's CPU backend copies a layer's keys and values out of the stack before it multiplies")

@@ -157,14 +157,16 @@ def test_nothing_is_sampled_when_nothing_is_wanted():
 @pytest.mark.parametrize(
     ("platform", "Q", "N", "axes", "W"),
     [
-        ("cpu", 8, 32, {}, 16),  # 128 rows
+        ("cpu", 8, 32, {}, 8),  # 64 rows
         ("cpu", 8, 6, {}, 6),  # 48 at most
-        ("cpu", 1, 256, {}, 128),
-        ("cpu", 8, 20, {}, 20),  # 20 is the only divisor of 20 from 16 on
-        ("cpu", 5, 64, {}, 32),  # 26 would leave rows idle
-        ("cpu", 8, 64, {"data": 2}, 32),
+        ("cpu", 8, 16, {}, 16),  # half of the rows would do, and win little
+        ("cpu", 1, 256, {}, 64),
+        ("cpu", 8, 17, {}, 17),  # 17 is the only divisor of 17 from 8 on
+        ("cpu", 5, 64, {}, 16),  # 13 would leave rows idle
+        ("cpu", 8, 64, {"data": 2}, 16),
         ("gpu", 64, 16, {}, 4),
-        ("tpu", 64, 16, {"data": 2, "fsdp": 2}, 16),
+        ("gpu", 32, 16, {}, 16),
+        ("tpu", 64, 64, {"data": 2, "fsdp": 2}, 16),
         ("tpu", 64, 16, {"tensor": 4}, 4),  # one tensor group has the same rows on all its devices
     ],
 )

@@ -184,6 +184,17 @@ def test_compiled_step_has_no_host_callback_and_one_program_serves_all_flags():
     assert "callback" not in lowered and "infeed" not in lowered
 
 
+def test_the_program_does_not_grow_with_depth():
+    def operations(L):
+        deep, config = replace(TINY, L=L), tiny_config()
+        mesh = mesh_of(config)
+        current = state(config, mesh, architecture=deep)
+        program = compile_step(graph(mesh, architecture=deep), config, deep, mesh)
+        return program.lower(current, *place(mesh, rollouts(), votes(), prompts())).as_text().count(" = ")
+
+    assert operations(2) == operations(9) > 1000
+
+
 def moved(weights_dtype, start):
     """How far 50 steps of the whole program at lr 1e-6 carry every weight from `start`, which bfloat16 holds exactly."""
     wide = replace(TINY, D=64, F=256, H=8, G=8, K=8, L=3)

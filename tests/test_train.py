@@ -11,6 +11,8 @@ import pytest
 from runs import command, final_weights, lines, make_home, start, wait_for_step, without_times, write_questions
 
 from jaxselftrain import asking, loop
+from jaxselftrain.ballots import Ballots
+from jaxselftrain.batches import Batches
 from jaxselftrain.config import load_config, override_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.training import train
@@ -223,6 +225,23 @@ def test_only_explicit_transfers_and_two_programs(home, finished, tmp_path, monk
     evaluations, batches = 4, 2
     assert len(fetches) == 7 + evaluations * batches  # one a step, one a batch of evaluation, and nothing else
     assert [program._cache_size() for program in programs] == [1, 1]
+
+
+def test_the_next_prompts_are_prepared_while_the_device_works(home, finished, tmp_path, monkeypatch):
+    """Between the dispatch of a step and the wait for what it sampled, not after the votes, when the device has nothing to do."""
+    order = []
+
+    def noted(owner, name, event):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **k: order.append(event) or real(*a, **k))
+
+    noted(loop.Loop, "_call", "dispatch")
+    noted(Batches, "next", "prepare")
+    noted(jax, "device_get", "fetch")
+    noted(Ballots, "decide", "vote")
+    list(train(config_in(home, tmp_path, "evaluate.questions=null"), tmp_path / "run", say=lambda text: None))
+    whole, last = ["dispatch", "prepare", "fetch", "vote"], ["dispatch", "fetch"]
+    assert order == ["prepare", *whole * 6, *last]
 
 
 def test_the_guard_would_catch_an_implicit_transfer(home, finished, tmp_path, monkeypatch):

@@ -53,21 +53,29 @@ def test_scores_and_their_gradients_are_those_of_the_definitions(tied, spread, m
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * float(jnp.abs(b).max()))
 
 
-def test_the_logits_of_all_tokens_never_exist_at_once(monkeypatch):
+def entries(*inputs):
+    """The sizes of all float32 arrays of the compiled update."""
     config, mesh = tiny_config(), mesh_of(tiny_config())
-    inputs = state(config, mesh), rollouts(), votes()
+    run = jax.jit(partial(learn, graph(mesh), make_transform(config), config))
+    text = run.lower(state(config, mesh), *inputs).compile().as_text()
+    return {math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)}
 
-    def entries():
-        run = jax.jit(partial(learn, graph(mesh), make_transform(config), config))
-        text = run.lower(*inputs).compile().as_text()
-        return {math.prod(map(int, shape.split(","))) for shape in re.findall(r"f32\[([\d,]+)\]", text)}
 
+def test_the_logits_of_all_tokens_never_exist_at_once(monkeypatch):
     whole = Q * N * T * TINY.V
-    assert whole in entries()  # they are few enough
+    assert whole in entries(rollouts(), votes())  # they are few enough
     monkeypatch.setattr(scoring, "LOGIT_BYTES", 4 * Q * TINY.V * 7)  # seven tokens of a question
-    assert whole not in entries()
     parts, size = scoring.chunks(N * T, most=7)
-    assert (parts, size) == (6, 7) and Q * size * TINY.V in entries()
+    found = entries(rollouts(), votes())
+    assert whole not in found and (parts, size) == (6, 7) and Q * size * TINY.V in found
+
+
+def test_a_prompt_goes_through_the_update_once_for_all_its_samples():
+    """With prompts of a width that no other axis has: their hidden states exist once a question, not once a sample."""
+    once, repeated = Q * 13 * TINY.D, Q * N * 13 * TINY.D
+    found = entries(rollouts(width=13), votes())
+    assert once in found and repeated not in found
+    assert repeated in entries(rollouts(width=13, rows=Q * N, samples=1), votes(rows=Q * N, samples=1))  # as others do
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6))

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from jaxselftrain.model.architecture import Architecture, RopeScaling
@@ -22,6 +23,7 @@ from jaxselftrain.model.projection import project
 from jaxselftrain.sharding import constrain
 
 Remat = Literal["none", "dots", "layers"]  # what the backward pass computes again: nothing; all but projections; whole layers
+LANES = 128  # of a TPU's tiles: the minor axis of an array is padded to a multiple of it
 KEPT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "layers": None}
 
 
@@ -99,7 +101,7 @@ class Policy(nnx.Module):
                 # written in place: the cache is carried, never an output of the scan
                 new_k = jax.lax.dynamic_update_slice(cache.k, k.mT[None], (index, 0, 0, 0, 0, slot))
                 new_v = jax.lax.dynamic_update_slice(cache.v, v[None], (index, 0, 0, 0, slot, 0))
-                new = Cache(new_k, new_v)
+                new = self._in_full_lanes(Cache(new_k, new_v))
                 kept.append(new)
                 k, v = (jax.lax.dynamic_index_in_dim(c, index, keepdims=False) for c in new)
                 return attention(q, k, v, mask_QGNRTS, PromptKV(prompt_k, prompt_v, mask_QC))
@@ -155,6 +157,19 @@ class Policy(nnx.Module):
         shapes = (a.L, Q, a.G, N, a.K, S), (a.L, Q, a.G, N, S, a.K)
         zeros = (jnp.zeros(shape, self.compute_dtype) for shape in shapes)
         return Cache(*(constrain(x, self.mesh, None, "rows", "kv_heads") for x in zeros))
+
+    def _in_full_lanes(self, cache: Cache) -> Cache:
+        """Samples' keys and values with the slots as a TPU's minor axis, where that pads less than K: its tiles have 128 lanes.
+
+        The compiler takes K by itself, so heads of 64 would be padded to twice the memory, and twice the bytes of a step.
+        """
+        K, S = cache.k.shape[4:]
+        on_tpu = self.mesh is not None and self.mesh.devices.flat[0].platform == "tpu"
+        tiles_K, tiles_S = -(-K // LANES), -(-S // LANES)
+        if not on_tpu or tiles_K * S <= tiles_S * K:
+            return cache
+        k = with_layout_constraint(cache.k, Layout(major_to_minor=(0, 1, 2, 3, 4, 5)))
+        return Cache(k, with_layout_constraint(cache.v, Layout(major_to_minor=(0, 1, 2, 3, 5, 4))))
 
     def _layers(self) -> dict[str, jax.Array]:
         return {name: getattr(self, name)[...] for name in self.architecture.shapes() if name.rsplit("_", 1)[1].startswith("L")}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures sampling, update, idle time and memory on one GPU, with random weights of Qwen2.5-1.5B's and -7B's shapes: 64 questions
-# x 16 samples, 512 + 1024 tokens, bfloat16. One call, a few minutes; no model file and no network is needed.
+# x 16 samples, 512 + 1024 tokens, bfloat16. One call, 15 to 20 minutes for all four sizes; no model file and no network is needed.
 #   benchmarks/gpu.sh [--set FIELD=VALUE ...]
 # PYTHON is an interpreter with jaxselftrain and jax[cuda13] (python3); SIZE chooses among 1.5b, 1.5b-cudnn (with cuDNN's fused
 # attention), 1.5b-rows (all 1024 rows at once), 7b (these four) and tiny, which takes a minute on a CPU; REPETITIONS (2) come after

@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from tables import told
+from turns import at_least_one
 
+from jaxselftrain.errors import UserError
 from jaxselftrain.lanes import first_lanes, move, take
 
 SHARED = (0.0, 0.3, 0.6, 0.9)
@@ -24,9 +27,11 @@ SHARED = (0.0, 0.3, 0.6, 0.9)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"questions": 64, "samples": 16, "mean": 100, "tail": 10, "repetitions": 5}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=at_least_one, default=default)
     parser.add_argument("--rows", default="64,256", help="numbers of rows, each a multiple of the questions")
     given = parser.parse_args()
+    if wrong := [rows for rows in given.rows.split(",") if not rows.isdecimal() or not int(rows) or int(rows) % given.questions]:
+        raise UserError(f"--rows {wrong[0]} must be a multiple of the {given.questions} questions, such as {2 * given.questions}")
     table = Table(title=f"decode steps, {given.questions} x {given.samples} responses; 1 is never idle")
     for name in ("rows", "shared part of lengths", "longest response alone", "lanes stay", "lanes move on", "ratio"):
         table.add_column(name, justify="right")
@@ -71,4 +76,4 @@ def steps(length_QN: jax.Array, *, W: int, moving: bool) -> jax.Array:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

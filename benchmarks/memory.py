@@ -9,8 +9,8 @@ the peer's. TRL is measured without gradient checkpointing, as its speed is, and
 from dataclasses import replace
 
 from step import RIVALS
-from tables import show, told
-from turns import OURS, Measured, job, options, ours, peers, take_turns
+from tables import number, show, told
+from turns import OURS, Measured, job, options, ours, peers, remarks, take_turns
 from workloads import WORKLOADS
 
 BARS = {"TRL": 2 / 3, "TRL, checkpointing": 2 / 3, "Tunix": 1 / 2}
@@ -35,10 +35,11 @@ def main() -> None:
         rows = []
         for name, measured in found.items():
             bar = BARS.get(name) if workload in (WORKLOADS["W1"], WORKLOADS["W2"]) and given.dtype == "float32" else None
-            ratio = "" if name == OURS else f"{found[OURS].peak_mib / measured.peak_mib:.2f}"
+            ratio = "" if name == OURS else number(found[OURS].peak_mib / measured.peak_mib, 2)
             limit = "" if bar is None else f"at most {bar:.2f}"
-            rows.append([name, f"{measured.peak_mib / 1024:.2f}", ratio, limit])
-        show(f"{workload}, {given.dtype}", [f"peak memory of {steps} steps", "GiB", "ours / this", "bar"], rows)
+            rows.append([name, number(measured.peak_mib / 1024, 2), ratio, limit])
+        columns = [f"peak memory of {steps} steps", "GiB", "ours / this", "bar"]
+        show(f"{workload}, {given.dtype}", columns, rows, notes=remarks(found))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from shapes import SHAPES
 from tables import told
+from turns import at_least_one
 from workloads import questions
 
 from jaxselftrain.errors import UserError
@@ -40,7 +41,7 @@ SMOLLM2 = SHAPES["smollm2-135m"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {"questions": 8, "samples": 32, "prompt": 48, "mean": 16, "tail": 10, "repetitions": 3}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+        parser.add_argument(f"--{name}", type=at_least_one, default=default)
     parser.add_argument("--model", help="take this model's weights, and questions of words; random ones when it is not given")
     parser.add_argument("--rows", default="32,64,128", help="numbers of rows to compare with all questions x samples")
     given = parser.parse_args()

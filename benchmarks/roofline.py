@@ -21,7 +21,7 @@ from counts import Work, decode, layer_weights, memory, parameters, prefill, tok
 from ours import Run, initial_params, make_config, open_model
 from shapes import SHAPES
 from tables import show, si, told
-from turns import MODEL
+from turns import MODEL, at_least_one
 from workloads import WORKLOADS, Workload, questions, workload
 
 from jaxselftrain.config import Config
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--random", choices=sorted(SHAPES), metavar="SHAPE", help=f"random weights: {', '.join(SHAPES)}")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of compute and caches")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=at_least_one, default=3)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a setting; may be repeated")
     parser.add_argument("--counts", action="store_true", help="only count")
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="only read a run's idle share")
@@ -129,8 +129,8 @@ def show_shares(config, a, found, limits, seconds, compile_seconds, *, W: int) -
     idle = voted / (sampled + voted + learned)
     notes = [
         f"Sampling: {found.Q * found.N * found.T / sampled:,.0f} tokens/s. The step compiled in {compile_seconds:.1f} s.",
-        f"The device is idle for {idle:.1%} of a step: {voted:.3f} s of votes and decoding beside {sampled + learned:.3f} s "
-        "of work.",
+        f"The device waits {idle:.1%} of a step for votes and decoding: {voted:.3f} s beside {sampled + learned:.3f} s of work. "
+        "What a run's log files cost as well, --run FOLDER tells.",
         "The update's share of the matmul rate is its model FLOP utilisation against the rate measured here; activations "
         "computed again are not counted.",
     ]

@@ -5,7 +5,7 @@ python benchmarks/sampling.py [--workload W1 W2 W3] [--trl PYTHON] [--tunix PYTH
 All responses are forced to their full length. Figures are medians; the ratio says how many times faster ours is.
 """
 
-from tables import seconds, show, told
+from tables import number, seconds, show, told
 from turns import OURS, job, options, ours, peers, remarks, take_turns
 from workloads import WORKLOADS, name_of
 
@@ -30,11 +30,11 @@ def main() -> None:
                     name,
                     seconds(measured.median),
                     measured.spread,
-                    f"{workload.Q * workload.N * workload.T / measured.median:.0f}",
-                    "" if name == OURS else f"{measured.median / found[OURS].median:.2f}",
+                    number(workload.Q * workload.N * workload.T / measured.median, 0),
+                    "" if name == OURS else number(measured.median / found[OURS].median, 2),
                     "" if bar is None or given.dtype != "float32" else f"at least {bar}",
-                    f"{measured.first:.1f}",
-                    f"{measured.peak_mib / 1024:.1f}",
+                    number(measured.first, 1),
+                    number(measured.peak_mib / 1024, 1),
                 ]
             )
         columns = ["sampling", "seconds", "range", "tokens/s", "ratio", "bar", "first call, s", "peak GiB"]

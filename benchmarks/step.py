@@ -7,7 +7,7 @@ medians; the ratio says how many times faster ours is. All sides stay in memory 
 with one peer at a time.
 """
 
-from tables import seconds, show, told
+from tables import number, seconds, show, told
 from turns import OURS, job, options, ours, peers, remarks, take_turns
 from workloads import WORKLOADS, name_of
 
@@ -33,10 +33,10 @@ def main() -> None:
                     name,
                     seconds(measured.median),
                     measured.spread,
-                    "" if name == OURS else f"{measured.median / found[OURS].median:.2f}",
+                    "" if name == OURS else number(measured.median / found[OURS].median, 2),
                     "" if bar is None or given.dtype != "float32" else f"at least {bar}",
-                    f"{measured.first:.1f}",
-                    f"{measured.peak_mib / 1024:.1f}",
+                    number(measured.first, 1),
+                    number(measured.peak_mib / 1024, 1),
                 ]
             )
         columns = ["whole step", "seconds", "range", "ratio", "bar", "first step, s", "peak GiB"]

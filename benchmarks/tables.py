@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 
@@ -35,7 +36,12 @@ def si(value: float, unit: str) -> str:
 
 def seconds(value: float) -> str:
     """Three significant digits, at most three decimals."""
-    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+    return number(value, 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3)
+
+
+def number(value: float, decimals: int) -> str:
+    """Nothing where there is none: of a side that did not get so far."""
+    return "" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def told(main: Callable[[], None]) -> None:

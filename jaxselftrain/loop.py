@@ -185,7 +185,7 @@ class Loop:
         else:
             metrics = self._call(self.prompts if wanted and self.gold is None else self.batches.nothing, learn=learn)
             if wanted and self.gold is not None:
-                self.rollouts = self.gold.rollouts(self.indices)
+                self.rollouts = self.gold.rollouts(self.indices, draw=self.host.draws)
         if wanted:  # the device is busy: the time to prepare what comes next
             self.host.note_call(len(self.indices))
             self.indices, self.prompts = self.batches.next(self.host)

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from jaxselftrain.step import (
 
 SHARE = 0.92  # of a device's memory that a step may take: allocators lose some to fragments
 PART = 256  # tokens of a part on CPUs: fewer, and products fall below their full rate
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 HOST_SHARE = 0.5  # of this machine's memory, where devices are its CPUs and others use it too
 
 
@@ -150,4 +152,14 @@ def device_limit() -> int:
     stats = devices[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(SHARE * stats["bytes_limit"])
-    return int(HOST_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(devices))
+    return int(HOST_SHARE * host_memory() / len(devices))
+
+
+def host_memory() -> int:
+    """The bytes that this machine has, or the container that this process is in, where it may use less."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        allowed = CONTAINER.read_text().strip()
+    except OSError:
+        return physical
+    return min(physical, int(allowed)) if allowed.isdecimal() else physical  # "max": no limit

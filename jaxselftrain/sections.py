@@ -220,11 +220,19 @@ class Supervised(Section):
         description="learn to say this text, the gold answer in place of {answer}, and sample nothing: supervised steps, "
         "such as the first stage of a small policy; null: off",
     )
+    mistakes: Real = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of responses that say another question's answer: a policy that knows more than it says",
+    )
 
     @model_validator(mode="after")
     def _placeholder(self):
         if self.response is not None and "{answer}" not in self.response:
             raise ValueError("response must hold {answer}")
+        if self.mistakes and self.response is None:
+            raise ValueError("mistakes are made in supervised steps: set response, or leave mistakes at 0")
         return self
 
 

@@ -26,9 +26,19 @@ class GoldResponses:
         self.parts, self.training, self.width = parts, training, width
         self.responses = [self._response(question.id, answer_key.gold(question.id)) for question in training.questions]
 
-    def rollouts(self, indices: list[int]) -> Rollouts:
-        """These questions with their responses, on device. Their behaviour log-probs are 0: nobody sampled them."""
-        responses = [self.responses[i] for i in indices]
+    def rollouts(self, indices: list[int], *, draw: int) -> Rollouts:
+        """These questions with their responses, on device. Their behaviour log-probs are 0: nobody sampled them.
+
+        A share of them, supervised.mistakes, drawn anew for every draw, says the answer of another question: a text with mistakes
+        in it, as people write them, leaves a policy that knows more than it says.
+        """
+        config = self.parts.config
+        rng = np.random.default_rng([config.train.seed, draw])
+        is_wrong, others = (
+            rng.random(len(indices)) < config.supervised.mistakes,
+            rng.integers(len(self.responses), size=len(indices)),
+        )
+        responses = [self.responses[other if wrong else own] for own, other, wrong in zip(indices, others, is_wrong, strict=True)]
         prompt_QC, prompt_length_Q = pad([self.training.tokens[i] for i in indices], self.width)
         tokens_QT, length_Q = pad(responses, self.parts.config.rollout.max_tokens)
         made = Rollouts(

@@ -177,6 +177,22 @@ def test_a_peer_needs_a_folder_and_a_side_that_fails_is_quoted(tmp_path):
     made = make_model(tmp_path / "model")
     done = outcome("--model", str(made), "--set", "rollout.rows=7")
     assert done.returncode and "rollout.rows = 7 must be a multiple" in done.stderr
+    dead = outcome("--model", str(made), "--trl", "/bin/false")  # the others are measured all the same
+    assert not dead.returncode and "| jaxselftrain" in dead.stdout and "transformers: it ended with 1." in dead.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("sampling.py", "--variant", "vote.samples=4"), "error: vote.samples=4 would give our side other work"),
+        (("step.py", "--repetitions", "0"), "argument --repetitions: 0 is not a whole number from 1 on"),
+        (("lanes.py", "--rows", "32"), "error: --rows 32 must be a multiple of the 64 questions"),
+    ],
+)
+def test_bad_options_are_one_sentence(arguments, told):
+    command = [sys.executable, BENCHMARKS / arguments[0], *arguments[1:]]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.long

@@ -97,6 +97,14 @@ def test_a_compiler_that_refuses_for_memory_is_a_choice_that_does_not_fit(home, 
         step_bytes(parts_of(home, 1, "none"), WIDTH)
 
 
+def test_a_container_may_have_less_than_the_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path / "memory.max")
+    machine = memory.host_memory()
+    for text, want in (("max\n", machine), ("1048576\n", 2**20), (f"{2 * machine}\n", machine)):
+        memory.CONTAINER.write_text(text)
+        assert memory.host_memory() == want
+
+
 def test_a_run_keeps_what_was_decided(home, tmp_path, monkeypatch):
     told = []
     auto = ("update.micro_batches=auto", "model.remat=auto", "rollout.max_tokens=6")

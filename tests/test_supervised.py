@@ -9,11 +9,16 @@ import tiny
 import yaml
 from runs import command, lines, write_questions
 
-from jaxselftrain.config import parse_config
+from jaxselftrain.answer_key import load_answer_key
+from jaxselftrain.assembly import open_parts
+from jaxselftrain.config import load_config, parse_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.model.policy import ready
+from jaxselftrain.prompts import pad
+from jaxselftrain.questions import load_questions
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.scoring import score
+from jaxselftrain.supervised import GoldResponses
 from jaxselftrain.update import gradient, make_batch
 
 SUPERVISED = {
@@ -76,6 +81,18 @@ def test_a_policy_of_random_weights_learns_the_answers(home):
     assert "sampler_gap" not in found[-1] and "majority_share" not in found[-1]
 
 
+def test_mistakes_are_other_questions_answers_drawn_anew_each_step(home):
+    parts = open_parts(load_config(home / "config.yaml", ["supervised.mistakes=0.4", "mesh.data=-1"]), cache=None)
+    questions = parts.config.questions
+    gold = GoldResponses(parts, parts.encode(load_questions(questions), "drop"), load_answer_key(questions), 16)
+    indices = list(range(16)) * 20
+    first, again, other = (np.asarray(gold.rollouts(indices, draw=draw).tokens_QNT[:, 0]) for draw in (1, 1, 2))
+    right, _ = pad([gold.responses[i] for i in indices], first.shape[1])
+    assert 0.3 < (first != right).any(1).mean() < 0.45  # some of the answers drawn are the same ones
+    assert {tuple(row) for row in first} <= {tuple(row) for row in right}
+    assert (first == again).all() and (first != other).any()
+
+
 def test_supervised_then_votes_in_one_command(home):
     values = yaml.safe_load((home / "config.yaml").read_text())
     first = {name: values.pop(name) for name in SUPERVISED}
@@ -98,6 +115,7 @@ def test_supervised_then_votes_in_one_command(home):
         ({"update": {"estimator": "rloo"}}, "update.estimator must be = no_baseline"),
         ({"label": {"source": "gold"}}, "label must be left as it is"),
         ({"supervised": {"response": "42"}}, "response must hold {answer}"),
+        ({"supervised": {"response": None, "mistakes": 0.4}}, "mistakes are made in supervised steps"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(sections, says):

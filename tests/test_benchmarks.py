@@ -213,7 +213,7 @@ def test_roofline_reports_every_share(model):
     assert len(rows(printed, "cpu: measured limits")) == 2
     shares = rows(printed, "2 questions x 4 samples, 16 prompt + 5 response tokens: LlamaForCausalLM")
     assert [row[0] for row in shares] == ["sampling", "update"] and all(float(row[1]) > 0 for row in shares)
-    assert "The device is idle for" in printed
+    assert "The device waits" in printed
     assert "the compiled step's own account" in printed and "peak, host" in printed
 
 

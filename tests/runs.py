@@ -64,6 +64,7 @@ def write_config(folder: Path, **sections) -> Path:
         },
         "checkpoint": {"every": 2},
         "train": {"steps": 6, "folder": str(folder / "run")},
+        "runtime": {"compilation_cache": False},  # the one of all tests, which the environment names, is taken
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section

@@ -34,11 +34,9 @@ class GoldResponses:
         """
         config = self.parts.config
         rng = np.random.default_rng([config.train.seed, draw])
-        is_wrong, others = (
-            rng.random(len(indices)) < config.supervised.mistakes,
-            rng.integers(len(self.responses), size=len(indices)),
-        )
-        responses = [self.responses[other if wrong else own] for own, other, wrong in zip(indices, others, is_wrong, strict=True)]
+        others = rng.integers(len(self.responses), size=len(indices))
+        said = np.where(rng.random(len(indices)) < config.supervised.mistakes, others, indices)
+        responses = [self.responses[i] for i in said]
         prompt_QC, prompt_length_Q = pad([self.training.tokens[i] for i in indices], self.width)
         tokens_QT, length_Q = pad(responses, self.parts.config.rollout.max_tokens)
         made = Rollouts(

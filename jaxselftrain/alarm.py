@@ -28,6 +28,7 @@ SIGNALS = {  # signal -> the side that is bad, and what it says there
     "halves_differ_share": (LOW, "chance no longer decides any vote"),
     "kl": (HIGH, "the policy is far from where it began"),
     "kl_acceleration": (HIGH, "the policy moves away ever faster"),
+    "surprise_rise": (HIGH, "the policy says what the initial one would not"),
     "entropy_drift": (LOW, "the policy has grown sure of every token"),
     "length_drift": (LOW, "responses have become much shorter"),
     "no_answer_drift": (HIGH, "more responses state no answer"),
@@ -59,6 +60,7 @@ class Watch:
     probe_agreement: float | None = None  # when it was last measured
     first: dict[str, list[float]] = field(default_factory=dict)
     recent: dict[str, list[float]] = field(default_factory=dict)
+    lowest: dict[str, float] = field(default_factory=dict)
 
     def step(self, line: Mapping[str, float], settings: Alarm) -> tuple[dict[str, float], Raised | None]:
         """(trends and alarm_score of a step's metrics, the alarm if it is raised at this step).
@@ -83,7 +85,7 @@ class Watch:
 
     def _signals(self, line: Mapping[str, float], window: int) -> tuple[dict[str, float], dict[str, float]]:
         """(trends, means over the window and the last probe_agreement) after one more step."""
-        history = History(self.first, self.recent)
+        history = History(self.first, self.recent, self.lowest)
         history.note(line, window=window)
         self.probe_agreement = line.get("probe_agreement", self.probe_agreement)
         probed = {} if self.probe_agreement is None else {"probe_agreement": self.probe_agreement}

@@ -16,6 +16,7 @@ from jaxselftrain.config_file import apply_override, read_settings, sentence
 from jaxselftrain.errors import UserError
 from jaxselftrain.sections import (
     CONFIDENCE_KINDS,
+    NEED_REFERENCE,
     Alarm,
     Answer,
     Checkpoint,
@@ -118,9 +119,7 @@ class Config(Section):
     @property
     def keeps_reference(self) -> bool:
         """Whether a frozen copy of the initial policy is held on device."""
-        acts = self.alarm.action in ("stop", "rollback", "teacher") and bool(
-            {"kl", "kl_acceleration"} & self.alarm.signals.keys()
-        )
+        acts = self.alarm.action in ("stop", "rollback", "teacher") and bool(NEED_REFERENCE & self.alarm.signals.keys())
         return self.reference.keep == "always" or (self.reference.keep == "auto" and (self.update.kl_coefficient > 0 or acts))
 
     @model_validator(mode="after")

@@ -46,7 +46,8 @@ def export_run(*, run: Path, out: Path, step: int | None, newest: bool, override
     config = override_config(trained.model_copy(update={"mesh": Mesh()}), overrides)
     parts = open_parts(config, cache=None)
     lines = read_metrics(run) if (run / METRICS_FILE).is_file() else []
-    scores = {} if newest else {int(line["step"]): line[METRIC] for line in lines if METRIC in line}
+    # The beginning is saved only where a run was stopped there, and the best must not depend on that: it is taken by --step 0.
+    scores = {} if newest else {int(line["step"]): line[METRIC] for line in lines if METRIC in line and line["step"] > 0}
     alarmed = bool(read_alarms(run)) and not newest
     healthy = {int(line["step"]) for line in lines if line.get("alarm_score", 0.0) == 0} if alarmed else set()
     params, chosen = checkpoint_params(parts, run, step=step, scores=scores, healthy=healthy)

@@ -10,7 +10,7 @@ from pathlib import Path
 from jaxselftrain.alarm import Raised, Watch, event
 from jaxselftrain.metrics import ALARMS_FILE
 from jaxselftrain.run_folder import replace_text
-from jaxselftrain.sections import Alarm
+from jaxselftrain.sections import NEED_REFERENCE, Alarm
 from jaxselftrain.start import Host
 
 
@@ -19,6 +19,14 @@ class Guard:
 
     def __init__(self, settings: Alarm, folder: Path, *, say: Callable[[str], None]):
         self.settings, self.folder, self.say = settings, folder, say
+
+    def tell_of_blindness(self, *, keeps_reference: bool) -> None:
+        """Says which of its signals the alarm will not have."""
+        blind = sorted(NEED_REFERENCE & self.settings.signals.keys())
+        if blind and not keeps_reference and self.settings.action != "off":
+            self.say(
+                f"the alarm goes without {', '.join(blind)}: reference.keep=always keeps the initial policy to measure against"
+            )
 
     def watch(self, host: Host, line: Mapping[str, float]) -> tuple[dict[str, float], Raised | None]:
         """(the trends and the score of a step's metrics, the alarm if it is raised at this step)."""

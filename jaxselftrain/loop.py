@@ -96,6 +96,8 @@ class Loop:
         self.config = config = self.parts.config  # what it left to `auto` is decided
         self.answer_key, self.encoded, asked = material.answer_key, material.training, material.held_out
         self.guard = Guard(config.alarm, folder, say=say)
+        if not config.is_supervised:
+            self.guard.tell_of_blindness(keeps_reference=config.keeps_reference)
         self.batches = Batches(self.parts, self.encoded, material.probes, self.width)
         self.gold = GoldResponses(self.parts, self.encoded, self.answer_key, self.width) if config.is_supervised else None
         self.step = compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh)
@@ -280,6 +282,8 @@ class Loop:
     def _learned(self, metrics: dict[str, Any]) -> dict[str, float]:
         """The metrics line of the update just made; counts updates that were skipped for NaN or Inf."""
         bad = float(metrics.pop("bad_update")) > 0
+        if "kl_k1" in metrics:
+            metrics["surprise"] = metrics["entropy"] + metrics["kl_k1"]
         if self.gold is not None:
             del metrics["sampler_gap"]  # to a sampler that there was not
         host = self.host
@@ -346,7 +350,8 @@ class Loop:
         host = self.host
         due = now or host.step % self.config.checkpoint.every == 0 or host.step == self.config.train.steps
         if due:
-            metrics = {} if score is None else {METRIC: score}
+            # The beginning is saved only where a run was stopped there, and which checkpoint is best must not depend on that.
+            metrics = {} if score is None or host.step == 0 else {METRIC: score}
             if host.is_healthy and host.step > 0:
                 host.healthy_step = host.step
                 metrics[HEALTHY] = float(host.step)

@@ -55,6 +55,8 @@ METRICS: dict[str, str] = {
     "looks like from outside, and so does a task that is being learned fast.",
     "kl_acceleration": "Slope of the KL over the last alarm.window steps minus its slope over those before; where it rises, "
     "the policy moves away ever faster. Absent when no reference is kept.",
+    "surprise_rise": "Mean `surprise` over the last alarm.window steps minus the lowest such mean so far, as a part of the "
+    "first one: where it rises, the policy says what the initial one would not have said.",
     "entropy_drift": "Mean entropy over the last alarm.window steps as a part of that over the first, minus 1; -1 is a policy "
     "that is sure of every token, right or wrong. Tasks with short answers get there without harm.",
     "length_drift": "The same of the response length; collapse makes responses short, or long where length is rewarded.",
@@ -70,6 +72,8 @@ METRICS: dict[str, str] = {
     "kl": "Mean KL divergence per token from the policy to the initial policy, in nats, by the k3 estimate; absent when no "
     "reference is kept.",
     "kl_k1": "The same KL by the unbiased but noisier k1 estimate, in nats; single steps can be negative.",
+    "surprise": "Cross-entropy to the initial policy, `entropy` + `kl_k1`, in nats a token: it falls while a policy grows "
+    "surer of what it tended to say anyway. Absent when no reference is kept.",
     "ratio_mean": "Mean over tokens of the probability ratio between the policy and the one that the clipping compares with; 1 "
     "with one inner step.",
     "clip_fraction": "Share of tokens whose ratio is clipped, and which therefore give no gradient.",

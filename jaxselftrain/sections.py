@@ -279,7 +279,7 @@ class Reference(Section):
     keep: Literal["auto", "always", "never"] = Field(
         "auto",
         description="keep a frozen copy of the initial policy; auto: when update.kl_coefficient is above 0, "
-        "or the alarm does more than warn and reads the KL",
+        "or the alarm does more than warn and reads what needs it (kl, kl_acceleration, surprise_rise)",
     )
 
 
@@ -360,12 +360,16 @@ AlarmSignal = Literal[
     "halves_differ_share",
     "kl",
     "kl_acceleration",
+    "surprise_rise",
     "entropy_drift",
     "length_drift",
     "no_answer_drift",
     "truncated_drift",
     "probe_agreement",
 ]
+
+
+NEED_REFERENCE = {"kl", "kl_acceleration", "surprise_rise"}  # signals that are measured against the initial policy
 
 
 class Alarm(Section):

@@ -21,8 +21,9 @@ LEVELS = (  # metrics whose mean over the window is a signal of its own
 )
 RELATIVE = {"entropy": "entropy_drift", "response_length": "length_drift"}  # drift as a part of the mean at the beginning
 ABSOLUTE = {"no_answer_share": "no_answer_drift", "truncated_share": "truncated_drift"}  # drift as a difference of shares
-FOLLOWED = (*LEVELS, *RELATIVE, *ABSOLUTE)
-TRENDS = ("pseudo_reward_slope", "kl_acceleration", *RELATIVE.values(), *ABSOLUTE.values())
+RISES = {"surprise": "surprise_rise"}  # above the lowest mean so far, as a part of the mean at the beginning
+FOLLOWED = (*LEVELS, *RELATIVE, *ABSOLUTE, *RISES)
+TRENDS = ("pseudo_reward_slope", "kl_acceleration", *RELATIVE.values(), *ABSOLUTE.values(), *RISES.values())
 
 
 @dataclass
@@ -31,6 +32,7 @@ class History:
 
     first: dict[str, list[float]] = field(default_factory=dict)  # the first window of each metric
     recent: dict[str, list[float]] = field(default_factory=dict)  # its last two windows
+    lowest: dict[str, float] = field(default_factory=dict)  # its lowest mean over a window, of RISES
 
     def note(self, line: Mapping[str, float], *, window: int) -> None:
         """Takes down a step's metrics; those that the step does not have are passed over."""
@@ -42,6 +44,9 @@ class History:
                 first.append(line[name])
             recent.append(line[name])
             del recent[: -2 * window]
+            if name in RISES and self._has(name, window):
+                now = _mean(recent[-window:])
+                self.lowest[name] = min(self.lowest.get(name, now), now)
 
     def means(self, *, window: int) -> dict[str, float]:
         """The mean over the last window of every level that has been followed so long."""
@@ -60,6 +65,9 @@ class History:
         for name, drift in ABSOLUTE.items():
             if self._has(name, window):
                 found[drift] = _mean(self.recent[name][-window:]) - _mean(self.first[name])
+        for name, rise in RISES.items():
+            if self._has(name, window) and _mean(self.first[name]) != 0:
+                found[rise] = (_mean(self.recent[name][-window:]) - self.lowest[name]) / _mean(self.first[name])
         return found
 
     def _has(self, name: str, steps: int) -> bool:

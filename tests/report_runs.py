@@ -61,7 +61,7 @@ def line(step: int, *, random: np.random.Generator, collapse: bool = False, gold
     if gold:
         found |= {"true_accuracy": right + noise[3], "label_accuracy": right + 0.1, "majority_accuracy": right + 0.1}
     if kl:
-        found |= {"kl": 0.1 * part, "kl_k1": 0.1 * part + noise[4] / 10}
+        found |= {"kl": 0.1 * part, "kl_k1": 0.1 * part + noise[4] / 10, "surprise": 1 - 0.1 * part + noise[4] / 10}
     return found
 
 

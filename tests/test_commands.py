@@ -92,9 +92,10 @@ def test_the_exported_model_is_the_trained_one(run, tmp_path):
 def test_the_best_evaluated_checkpoint_is_exported(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "1")
+    for step in ("0", "1"):  # that of step 0 is there where a run was stopped before its first update
+        shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / step)
     rows = lines(copy)
-    for row, score in zip(rows, (0.9, 0.5, 0.25), strict=True):  # there is no checkpoint of step 0
+    for row, score in zip(rows, (0.9, 0.5, 0.25), strict=True):
         row["heldout/avg"], row["heldout/maj"] = score, 0.0
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     best = "step 1 of {}, the best checkpoint that was evaluated (held-out avg@2 0.500), exported to"

@@ -38,6 +38,18 @@ def test_trends_compare_the_last_window_with_the_first():
     assert history.means(window=4)["pseudo_reward"] == pytest.approx(of["pseudo_reward"][-4:].mean())
 
 
+def test_surprise_rises_from_its_lowest_mean_as_a_part_of_the_first():
+    rng = np.random.default_rng(0)
+    surprise, window = 1 + rng.random(40), 5
+    history = History()
+    for number, value in enumerate(surprise, 1):
+        history.note({"surprise": float(value)}, window=window)
+        history = History(**asdict(history))  # as a checkpoint keeps it
+        means = [surprise[i - window : i].mean() for i in range(window, number + 1)]
+        found = history.trends(window=window).get("surprise_rise")
+        assert found == (pytest.approx((means[-1] - min(means)) / means[0], abs=1e-12) if means else None)
+
+
 def test_nothing_is_said_before_there_is_a_window():
     history = History()
     for _ in range(3):

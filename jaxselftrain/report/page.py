@@ -33,7 +33,7 @@ from jaxselftrain.run_folder import make_folder, replace_text
 PAGE, PICTURES = "report.html", "pictures"
 ORDER = (
     *("held_out", "reward", "against", "labels", "shares", "agreement"),
-    *("thresholds", "entropy", "kl", "confidence", "length", "format", "alarm"),
+    *("thresholds", "surprise", "entropy", "kl", "confidence", "length", "format", "alarm"),
 )
 ROWS = 60  # questions to browse, over all runs
 

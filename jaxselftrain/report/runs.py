@@ -58,7 +58,7 @@ class Run:
     def exported(self) -> int | None:
         """The step that `jaxselftrain export` takes: the best one of the checkpoints that were evaluated, or the newest."""
         scores = self.points(AVG)
-        scored = [step for step in self.checkpoints if step in scores]
+        scored = [step for step in self.checkpoints if step in scores and step > 0]
         if scored:
             return max(scored, key=lambda step: scores[step])
         return self.checkpoints[-1] if self.checkpoints else None

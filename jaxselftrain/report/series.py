@@ -29,6 +29,7 @@ def _colours(labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return {name: (label, COLOURS[number % len(COLOURS)]) for number, (name, label) in enumerate(labels.items())}
 
 
+NO_REFERENCE = "no copy of the initial policy was kept; reference.keep=always keeps one"
 NO_GOLD = "the training questions have no gold answers"
 SERIES = (
     Series(
@@ -88,7 +89,17 @@ SERIES = (
         "Distance from the initial policy",
         _colours({"kl": "KL (k3)", "kl_k1": "KL (k1)"}),
         "Mean KL divergence per token. A sudden rise is a policy on its way to somewhere else.",
-        "no copy of the initial policy was kept; reference.keep=always keeps one",
+        NO_REFERENCE,
+        unit="nats per token",
+        is_share=False,
+    ),
+    Series(
+        "surprise",
+        "How much the initial policy is surprised",
+        _colours({"surprise": "surprise (entropy + KL)"}),
+        "It falls while the policy grows surer of what it tended to say anyway. Where it turns and rises, the policy says what "
+        "the initial one would not have said: of the signs of collapse that need no gold answers, the one least often mistaken.",
+        NO_REFERENCE,
         unit="nats per token",
         is_share=False,
     ),
@@ -128,6 +139,7 @@ SERIES = (
                 "alarm_score": "signals past their thresholds",
                 "pseudo_reward_slope": "pseudo-reward, slope",
                 "kl_acceleration": "KL, acceleration",
+                "surprise_rise": "surprise, rise",
                 "entropy_drift": "entropy, drift",
                 "length_drift": "length, drift",
                 "no_answer_drift": "no answer, drift",

@@ -1,7 +1,7 @@
 """A stand-in for the gcloud CLI: checks its arguments against the documented ones, records them, and plays a small Cloud TPU.
 
 Run as a program, in the folder that STAND_IN names: calls.jsonl gets every command line, state.json holds what was asked for, and
-workers/N is the home folder of a worker, where `ssh --command` really runs. Imports the standard library alone: it starts often.
+workers/N is the home folder of a worker, where `ssh --command` really runs. It starts often, so that it imports little, and late.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -125,6 +123,8 @@ class Cloud:
         return [self.folder / "workers" / str(number) for number in range(int(os.environ.get("STAND_IN_WORKERS", "2")))]
 
     def drop_workers(self) -> None:
+        import shutil
+
         for home in self.homes():
             file = home / "jaxselftrain-run" / "pid"
             pid = file.read_text().strip() if file.exists() else "none"
@@ -158,6 +158,8 @@ class Cloud:
         if command == "queued-resources create":
             if others[0] in self.requests:
                 raise SystemExit("ALREADY_EXISTS")
+            if os.environ.get("STAND_IN_OUTCOME") == "REFUSED":
+                raise SystemExit("RESOURCE_EXHAUSTED: quota")
             self.requests[others[0]] = "WAITING_FOR_RESOURCES"
         elif command == "queued-resources list":
             self.advance()
@@ -176,6 +178,8 @@ class Cloud:
                 del self.vms[others[0]]
             self.drop_workers()
         elif command == "tpu-vm scp":
+            import shutil
+
             *files, target = others
             name, colon, place = target.partition(":")
             assert colon and not place, target
@@ -183,6 +187,8 @@ class Cloud:
                 for file in files:
                     shutil.copy(file, home)
         elif command == "tpu-vm ssh":
+            import subprocess
+
             codes = []
             for home in self.on_workers(flags, others[0]):
                 given = os.environ | {"HOME": str(home), "STAND_IN_WORKER": home.name}

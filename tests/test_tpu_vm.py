@@ -343,12 +343,20 @@ def test_a_run_that_goes_on_is_watched_and_not_started(desk):
     assert desk.commands().count("tpu-vm scp") == before
 
 
-def test_what_fails_ten_times_is_given_up(desk):
+def test_a_step_that_fails_on_the_workers_is_tried_again(desk):
     desk.state()
-    write(desk.root / "launch" / "tpu_worker.sh", "exit 9")
-    done = restarting(desk, STAND_IN_WORKERS="1")
+    worker = desk.root / "launch" / "tpu_worker.sh"
+    once = f"[ -e {desk.cloud}/failed ] || {{ touch {desk.cloud}/failed; exit 9; }}\n"
+    write(worker, worker.read_text().replace("set -euo pipefail\n", "set -euo pipefail\n" + once, 1))
+    done = restarting(desk, "exit 0")
+    assert done.returncode == 0, done.stderr
+    assert desk.commands().count("tpu-vm ssh") >= 2
+
+
+def test_what_fails_ten_times_is_given_up(desk):
+    done = restarting(desk, STAND_IN_OUTCOME="REFUSED")
     assert done.returncode == 1 and "ten failures in a row, giving up; the TPU may be there, and cost" in done.stderr
-    assert desk.commands().count("tpu-vm scp") == 10
+    assert desk.commands().count("queued-resources create") == 10
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 #   launch/local.sh [--dry-run] CONFIG [section.field=value ...]
 # VENV and PYTHON choose the environment (.venv) and the interpreter that makes it (python3).
 . "$(dirname "$0")/environment.sh"
+answer_help "$@"
+read_arguments "$@"
 
 install .venv ""
 command=("$venv/bin/jaxselftrain" train "${arguments[@]}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,7 +58,7 @@ def test_no_config_is_one_sentence_and_exit_code_2(script):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["absent.yaml", "vote.samples=8", "--help"], ["--dry-run", "--help"]])
-@pytest.mark.parametrize("script", ["local.sh", "gpu.sh"])
+@pytest.mark.parametrize("script", ["local.sh", "gpu.sh", "slurm.sh"])
 def test_help_prints_the_usage_and_does_nothing(script, arguments, tmp_path):
     given = environment(tmp_path / "venv")
     done = subprocess.run([LAUNCH / script, *arguments], env=given, cwd=tmp_path, capture_output=True, text=True)
@@ -73,6 +75,16 @@ def test_a_config_that_is_not_there_is_one_sentence_before_anything_is_installed
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"launch/{script}: there is no config file absent.yaml\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if not shellcheck:
+        pytest.skip("shellcheck is not installed; it comes with the extra [dev]")
+    done = subprocess.run(
+        [shellcheck, *sorted(LAUNCH.glob("*.sh")), LAUNCH.parent / ".ci" / "run"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_the_demo_model_that_is_installed_is_the_makefiles():

@@ -40,6 +40,11 @@ def read_config(folder: Path) -> Config:
 
 def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
     """Locks the folder, and writes nothing else; gives the lock and the free fields that changed on resume."""
+    scheme, _, bucket = str(folder).partition(":/")
+    if bucket and scheme.isalpha():  # Path makes one slash of two
+        raise UserError(
+            f"train.folder = {scheme}://{bucket.lstrip('/')}: a run is kept on a local disk so far; name a local folder"
+        )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run folder {folder} is a file; choose another train.folder")
     known = is_run_folder(folder)

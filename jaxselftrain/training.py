@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -15,6 +16,7 @@ from jaxselftrain.config import Config
 from jaxselftrain.errors import UserError
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.loop import Control, Loop, Report
+from jaxselftrain.processes import refuse_several
 from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
 from jaxselftrain.run_folder import SUMMARY, close_folder, keep_decided, open_folder, run_folder
 from jaxselftrain.summary import show_summary, write_summary
@@ -78,6 +80,7 @@ def train(
 
 
 def _steps(config: Config, folder: Path, control: Control, say, watch) -> Generator[Report]:
+    refuse_several(os.environ)
     config = keep_decided(config, folder)
     lock, notes = open_folder(folder, config)
     settings = (

@@ -7,13 +7,14 @@ signals and alarms are those that a run without labels has.
 How thresholds are found: an alarm that stops a run keeps the accuracy of the last evaluation before it; its regret is what the
 best evaluation of the run had more. A late alarm costs what was lost by then, an early one what was still to come, and a false
 one FALSE besides. Signals, thresholds, window and patience are those with the least mean regret over the runs: the best single
-signal, and others beside it, any of which raises the alarm, as long as each lowers the regret by WORTH. On other tasks they may
-do better or worse: therefore `leave_one_out` finds them on all tasks but one and tests them on that one.
+signal, and others beside it, any of which raises the alarm, as long as each lowers the regret by WORTH. Only COMPARABLE signals
+are tried: how many different answers a question gets, or how many samples agree, is the task's own. On other tasks they may do
+better or worse: therefore `leave_one_out` finds them on all tasks but one and tests them on that one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import mean
@@ -23,6 +24,7 @@ from campaign import Run
 
 from jaxselftrain.alarm import HIGH, SIGNALS, all_signals, replay
 from jaxselftrain.sections import Alarm
+from jaxselftrain.trends import TRENDS
 
 POINTS = 0.05
 LASTING = 3
@@ -30,6 +32,7 @@ FALSE = 0.01  # what a false alarm costs besides
 WORTH = 0.005
 MOST_SIGNALS = 2
 WINDOWS, PATIENCES = (5, 10), (1, 2, 3)
+COMPARABLE = (*TRENDS, "probe_agreement")  # signals that are measured from the run's own beginning
 CUTS = np.linspace(0.01, 0.99, 80)  # thresholds that are tried, as quantiles of all values of a signal
 ACCURACY = "heldout/avg"
 
@@ -38,7 +41,7 @@ def collapse_step(run: Run) -> int | None:
     """The evaluated step by which a run that ends POINTS below its best has lost so many; None for a healthy run."""
     steps, values = zip(*run.curve(ACCURACY).items(), strict=True)
     means = [mean(values[place : place + LASTING]) for place in range(len(values) - LASTING + 1)]
-    if means[-1] > max(means) - POINTS:
+    if not means or means[-1] > max(means) - POINTS:
         return None
     lost = [place for place in range(1, len(means)) if means[place] <= max(values[:place]) - POINTS]
     start = lost[0] if lost else len(means) - 1
@@ -114,14 +117,14 @@ def regrets(run: Run) -> np.ndarray:
     return values.max() - np.append(values[last] - trouble, values[-1])
 
 
-def calibrate(runs: Sequence[Run], settings: Alarm) -> Alarm:
-    """These settings with the signals, thresholds, window and patience of the least mean regret on the runs."""
+def calibrate(runs: Sequence[Run], settings: Alarm, *, names: Collection[str] = COMPARABLE) -> Alarm:
+    """These settings with the signals of `names`, thresholds, window and patience of the least mean regret on the runs."""
     if not runs:
         raise ValueError("thresholds need runs to be found on")
     lost = [regrets(run) for run in runs]
     best: tuple[float, Alarm] | None = None
     for window, patience in product(WINDOWS, PATIENCES):
-        regret, signals = _search([held(run, window=window, patience=patience) for run in runs], lost)
+        regret, signals = _search([held(run, window=window, patience=patience) for run in runs], lost, names)
         if signals and (best is None or regret < best[0]):
             found = {"signals": signals, "count": 1, "window": window, "patience": patience, "action": "warn"}
             best = regret, settings.model_copy(update=found)
@@ -130,11 +133,14 @@ def calibrate(runs: Sequence[Run], settings: Alarm) -> Alarm:
     return best[1]
 
 
-def _search(seen: Sequence[Mapping[str, Mapping[int, float]]], lost: Sequence[np.ndarray]) -> tuple[float, dict[str, float]]:
+def _search(
+    seen: Sequence[Mapping[str, Mapping[int, float]]], lost: Sequence[np.ndarray], names: Collection[str]
+) -> tuple[float, dict[str, float]]:
     """(mean regret, signal -> threshold): one signal after the other, each the best beside those before."""
     never = [len(each) - 1 for each in lost]  # the place of the whole run
     stops = {}  # (signal, threshold) -> the step at which each run is stopped by it alone
-    for name, (side, _) in SIGNALS.items():
+    for name in names:
+        side = SIGNALS[name][0]
         values = [value for run in seen for value in run[name].values()]
         for threshold in sorted({float(f"{cut:.2g}") for cut in np.quantile(values, CUTS)}) if values else ():
             firsts = [first_past(run[name], side, threshold) for run in seen]
@@ -154,10 +160,12 @@ def _search(seen: Sequence[Mapping[str, Mapping[int, float]]], lost: Sequence[np
     return least, chosen
 
 
-def leave_one_out(runs: Sequence[Run], settings: Alarm) -> dict[str, tuple[Alarm, list[Outcome]]]:
+def leave_one_out(
+    runs: Sequence[Run], settings: Alarm, *, names: Collection[str] = COMPARABLE
+) -> dict[str, tuple[Alarm, list[Outcome]]]:
     """Task -> (thresholds found on all the other tasks, what they do on its runs)."""
     found = {}
     for task in sorted({run.task for run in runs}):
-        alarm = calibrate([run for run in runs if run.task != task], settings)
+        alarm = calibrate([run for run in runs if run.task != task], settings, names=names)
         found[task] = alarm, outcomes([run for run in runs if run.task == task], alarm)
     return found

@@ -18,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from calibration import ACCURACY, POINTS, Outcome, calibrate, collapse_step, leave_one_out
+from calibration import ACCURACY, COMPARABLE, POINTS, Outcome, calibrate, collapse_step, leave_one_out
 from campaign import Condition, Place, Run, Task, read_runs, run_missing
-from collapse_pictures import draw_alarms, draw_curves, draw_gains
+from collapse_pictures import draw_alarms, draw_curves, draw_gains, draw_surprise
 from tables import show, told
 
 from jaxselftrain.errors import UserError
-from jaxselftrain.sections import Alarm
+from jaxselftrain.sections import NEED_REFERENCE, Alarm
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "collapse_results"
@@ -64,8 +64,10 @@ TASKS = {
     "words": Task(ROOT / "configs" / "tiny_words.yaml", (*WATCHING, *ACTING), SMALL),
     "smollm2-sums": Task(ROOT / "configs" / "quickstart.yaml", SMOLLM2, LARGE),
 }
+GOLD_AT = {"hard": "gold_hard", "harder": "gold_harder", "gold_hard": "gold_hard", "gold_harder": "gold_harder"}
 SAYS = {condition.name: condition.says for task in TASKS.values() for condition in task.conditions}
-ALARM = Alarm()  # window, patience
+ALARM = Alarm()
+LeftOut = Mapping[str, tuple[Alarm, list[Outcome]]]  # task -> (alarm found on the others, what it does on the task's runs)
 
 
 def main() -> None:
@@ -125,22 +127,30 @@ def watching(runs: Iterable[Run]) -> list[Run]:
 def _thresholds(runs: Sequence[Run], task: str) -> list[str]:
     """The alarm's settings for a task, found on the others."""
     alarm = calibrate([run for run in runs if run.task != task], ALARM)
-    return [f"alarm.signals={dict(alarm.signals)}", f"alarm.count={alarm.count}"]
+    names = ("signals", "count", "window", "patience")
+    return [f"alarm.{name}={value}" for name, value in alarm.model_dump(include=set(names)).items()]
 
 
 def show_results(runs: Sequence[Run], pictures: Path) -> None:
     watched = watching(runs)
     for task in sorted({run.task for run in runs}):
-        _show_sources(task, [run for run in runs if run.task == task])
-    draw_curves(runs, SAYS, pictures / "dynamics_curves.png")
+        _show_sources(task, [run for run in watched if run.task == task])
+    draw_curves(watched, SAYS, pictures / "dynamics_curves.png")
     draw_gains(runs, SAYS, pictures / "dynamics_gains.png")
+    draw_surprise(watched, pictures / "dynamics_surprise.png", window=ALARM.window)
     if len({run.task for run in watched}) > 1:
         left_out = leave_one_out(watched, ALARM)
-        _show_alarm(left_out)
+        _show_alarm(left_out, leave_one_out(watched, ALARM, names=[name for name in COMPARABLE if name not in NEED_REFERENCE]))
         _show_kept(runs, left_out)
         draw_alarms([outcome for _, found in left_out.values() for outcome in found], SAYS, pictures / "dynamics_alarms.png")
         final = calibrate(watched, ALARM)
-        print(f"Found on all tasks together: alarm.signals = {dict(final.signals)}, alarm.count = {final.count}")
+        print(f"Found on all tasks together: {alarm_told(final)}")
+
+
+def alarm_told(alarm: Alarm) -> str:
+    """An alarm's settings, of which any one signal is enough."""
+    signals = " or ".join(f"{name} past {threshold:g}" for name, threshold in alarm.signals.items())
+    return f"{signals}, in windows of {alarm.window} steps, {alarm.patience} times in a row"
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -173,14 +183,13 @@ def mean_curve(runs: Sequence[Run], metric: str = ACCURACY) -> dict[int, float]:
 
 
 def _show_sources(task: str, runs: Sequence[Run]) -> None:
-    grouped = by_condition(runs)
-    gold = mean_curve(grouped["gold"]) if "gold" in grouped else {}
-    rows = []
+    grouped, rows = by_condition(runs), []
     for name, group in grouped.items():
         curve = mean_curve(group)
+        gold = mean_curve(grouped.get(GOLD_AT.get(name, "gold"), group))
         base, best = curve[0], max(curve, key=lambda step: curve[step])
         last = max(curve)
-        share = (curve[best] - base) / (gold[best] - gold[0]) if best and gold.get(best, gold.get(0)) != gold.get(0) else math.nan
+        gain = gold.get(best, gold[0]) - gold[0]
         collapsed = sum(collapse_step(run) is not None for run in group)
         rows.append(
             [
@@ -190,33 +199,35 @@ def _show_sources(task: str, runs: Sequence[Run]) -> None:
                 str(best),
                 percent([run.curve(ACCURACY)[last] for run in group]),
                 percent([run.curve("heldout/maj")[last] for run in group]),
-                "" if math.isnan(share) else f"{100 * share:.0f}%",
+                f"{100 * (curve[best] - base) / gain:.0f}%" if gain > 0 else "",
                 f"{collapsed} of {len(group)}",
             ]
         )
     first = [run.curve(ACCURACY)[0] for run in runs]
     majority = [run.curve("heldout/maj")[0] for run in runs]
-    columns = ["trained on", "n", "best avg@k", "at step", f"at step {last}", "maj@k there", "of gold's gain", "collapsed"]
+    columns = ["trained on", "n", "best avg@k", "at step", "at the end", "maj@k there", "of gold's gain", "collapsed"]
     note = (
         f"The base: avg@k {100 * np.mean(first):.1f}, maj@k {100 * np.mean(majority):.1f}. n: seeds. Best: of the mean curve. Of "
-        "gold's gain: the gain at that step as a part of what gold answers gave by the same step."
+        "gold's gain: the gain at that step as a part of what gold answers gave by the same step, where there are such runs at "
+        "the same learning rate."
     )
     show(task, columns, rows, notes=[note])
 
 
-def _show_alarm(left_out: Mapping[str, tuple[Alarm, list[Outcome]]]) -> None:
+def _show_alarm(left_out: LeftOut, without: LeftOut) -> None:
     rows, notes = [], []
-    for task, (alarm, found) in left_out.items():
-        rows.append([task, *_counts(found)])
-        notes.append(f"Tested on {task}, found on the others: {dict(alarm.signals)}, any {alarm.count} of them.")
-    everything = [outcome for _, found in left_out.values() for outcome in found]
-    rows.append(["together", *_counts(everything)])
+    for ending, tested in (("", left_out), (", no reference", without)):
+        for task, (alarm, found) in tested.items():
+            rows.append([task + ending, *_counts(found)])
+            notes.append(f"Tested on {task}{ending}; found on the others: {alarm_told(alarm)}.")
+        rows.append([f"together{ending}", *_counts([outcome for _, found in tested.values() for outcome in found])])
     lead = "lead in steps: median (range)"
     columns = ["tested on", "runs", "collapses", "in time", "late", "missed", lead, "healthy", "false alarms"]
     points = f"{100 * POINTS:.0f}"
     notes.append(
         f"Collapse: a run ends with held-out avg@k {points} points below its best; it is counted from the first step with such a "
-        "loss. In time: raised before that step; the lead is counted to it, below 0 where the alarm came late."
+        "loss. In time: raised before that step; the lead is counted to it, below 0 where the alarm was late. No reference: only "
+        "signals that need no copy of the initial policy."
     )
     show("The alarm, each task with thresholds found on the others", columns, rows, notes=notes)
 
@@ -237,7 +248,7 @@ def _counts(found: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def _show_kept(runs: Sequence[Run], left_out: Mapping[str, tuple[Alarm, list[Outcome]]]) -> None:
+def _show_kept(runs: Sequence[Run], left_out: LeftOut) -> None:
     rows = []
     for task, (_, found) in left_out.items():
         grouped = by_condition(run for run in runs if run.task == task)

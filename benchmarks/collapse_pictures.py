@@ -14,6 +14,7 @@ from jaxselftrain.plots import new_figure
 CURVES = {  # condition -> colour (Okabe and Ito)
     "gold": "#0072B2",
     "srt": "#009E73",
+    "keen": "#CC79A7",
     "hard": "#E69F00",
     "harder": "#D55E00",
     "random": "#7F7F7F",
@@ -41,12 +42,13 @@ def draw_curves(runs: Sequence[Run], says: Mapping[str, str], out: Path) -> Path
                 for condition, colour in CURVES.items():
                     group = [run for run in runs if (run.task, run.condition) == (task, condition)]
                     if group:
-                        label = f"{says.get(condition, condition)} (n={len(group)})"
+                        label = f"{says[condition]} (n={len(group)})"
                         _band(axis, [run.curve(metric) for run in group], colour, label)
                 axis.set_title(f"{task}: {title}", fontsize=11, loc="left")
                 axis.grid(alpha=0.25)
                 if metric == "kl":
                     axis.set_yscale("log")
+                    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                     axis.set_xlabel("training step")
                 else:
                     axis.set_ylim(0, 1.02)
@@ -99,24 +101,52 @@ def draw_alarms(outcomes: Sequence[Outcome], says: Mapping[str, str], out: Path)
     """A line for each run: green while it is healthy, red once it has lost 5 points; a diamond where the alarm was raised."""
     order = list(says)
     chosen = sorted(outcomes, key=lambda outcome: (outcome.run.task, order.index(outcome.run.condition), outcome.run.seed))
-    with new_figure((9.5, 1.6 + 0.19 * len(chosen)), out) as figure:
+    with new_figure((9.5, 1.2 + 0.12 * len(chosen)), out) as figure:
         axis = figure.subplots()
-        ticks, names, last = [], [], None
+        places: dict[str, list[int]] = {}
         for place, outcome in enumerate(chosen):
             run, end = outcome.run, max(outcome.run.curve(ACCURACY))
             fallen = collapse_step(run)
             for start, stop, colour in ((0, end if fallen is None else fallen, HEALTHY), (fallen, end, COLLAPSE)):
                 if start is not None:
-                    axis.plot([start, stop], [place] * 2, color=colour, linewidth=3, alpha=0.7, solid_capstyle="butt")
+                    axis.plot([start, stop], [place] * 2, color=colour, linewidth=2.5, alpha=0.7, solid_capstyle="butt")
             if outcome.raised is not None:
-                axis.plot([outcome.raised], [place], "D", color=RAISED, markersize=5, zorder=3)
-            if (run.task, run.condition) != last:
-                last = (run.task, run.condition)
-                ticks.append(place)
-                names.append(f"{run.task}: {says.get(run.condition, run.condition)}")
-        axis.set_yticks(ticks, names, fontsize=8)
+                axis.plot([outcome.raised], [place], "D", color=RAISED, markersize=4, zorder=3)
+            places.setdefault(f"{run.task}: {says[run.condition]}", []).append(place)
+        axis.set_yticks([float(np.mean(group)) for group in places.values()], list(places), fontsize=8)
+        axis.margins(y=0.01)
         axis.invert_yaxis()
         axis.set_xlabel("training step")
         axis.set_title("green: healthy; red: 5 points of held-out accuracy lost; diamond: the alarm", fontsize=11)
         axis.grid(alpha=0.25, axis="x")
+    return out
+
+
+def draw_surprise(runs: Sequence[Run], out: Path, *, window: int) -> Path:
+    """Each run's surprise, as a part of where it began, in windows: green where it stays healthy, red where it collapses."""
+    tasks = _tasks(runs)
+    with new_figure((5.6 * len(tasks), 4.4), out) as figure:
+        axes = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+        for axis, task in zip(axes, tasks, strict=True):
+            for run in (run for run in runs if run.task == task):
+                values = np.asarray(list(run.curve("surprise").values()))
+                if len(values) < window:  # rolled back to where it began, or without a reference
+                    continue
+                means = np.convolve(values, np.full(window, 1 / window), "valid")
+                fallen = collapse_step(run)
+                steps = np.arange(window, window + len(means))
+                axis.plot(steps, means / means[0], color=HEALTHY if fallen is None else COLLAPSE, linewidth=1.1, alpha=0.55)
+                if fallen is not None:
+                    place = min(max(fallen - window, 0), len(means) - 1)
+                    axis.plot([steps[place]], [means[place] / means[0]], "o", color=COLLAPSE, markersize=6, zorder=3)
+            axis.axhline(1, color="#4D4D4D", dashes=(4, 3), linewidth=1)
+            axis.set_title(task, fontsize=11, loc="left")
+            axis.set_xlabel("training step")
+            axis.set_ylim(0, 2.2)
+            axis.grid(alpha=0.25)
+        axes[0].set_ylabel("surprise, as a part of where it began")
+        marks = {"healthy": (HEALTHY, ""), "collapses": (COLLAPSE, ""), "5 points of accuracy lost": (COLLAPSE, "o")}
+        for label, (colour, marker) in marks.items():
+            axes[0].plot([], [], marker or "-", color=colour, label=label)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return out

@@ -378,13 +378,13 @@ class Alarm(Section):
         "when the policy begins to agree with itself rather than to be right: only say so; stop; go back to the last healthy "
         "checkpoint (or the beginning) and on with a lower learning rate; go on with a frozen teacher's labels (alarm.labels)",
     )
-    window: int = free(10, "steps over which signals are averaged and trends are taken", ge=2)
+    window: int = free(5, "steps over which signals are averaged and trends are taken", ge=2)
     signals: dict[AlarmSignal, Real] = free(
-        {"entropy_drift": -0.9, "saturated_share": 0.9, "dominant_answer_share": 0.5, "same_majority_share": 0.5},
+        {"surprise_rise": 0.12, "dominant_answer_share": 0.9, "same_majority_share": 0.9},
         "signal -> threshold; which side is bad is the signal's own, see alarm.SIGNALS. Those without a value are not counted",
     )
-    count: int = free(2, "a step is alarming with so many signals past their thresholds", ge=1)
-    patience: int = free(3, "the alarm is raised after so many alarming steps in a row", ge=1)
+    count: int = free(1, "a step is alarming with so many signals past their thresholds", ge=1)
+    patience: int = free(1, "the alarm is raised after so many alarming steps in a row", ge=1)
     rate: Real = free(0.3, "action rollback: the learning rate goes on at this part of what it was", gt=0, le=1)
     rollbacks: int = free(3, "action rollback: stop at the alarm after so many", ge=1)
     labels: str | None = free(None, "action teacher: labels made by jaxselftrain label")

@@ -53,8 +53,8 @@ def rising(start, stop):
     return lambda step: min(max((step - start) / (stop - start), 0.0), 1.0)
 
 
-HEALTHY = {"same_majority_share": lambda step: 0.1 + 0.001 * step, "majority_share": lambda step: 0.01 * step}
-FALLING = {"same_majority_share": rising(12, 25), "majority_share": lambda step: 0.005 * step}
+HEALTHY = {"no_answer_share": lambda step: 0.1 + 0.001 * step, "entropy": lambda step: 1 - 0.01 * step}
+FALLING = {"no_answer_share": rising(12, 25), "entropy": lambda step: 1 - 0.005 * step}
 
 
 def some_runs(task, *, onset=30, seeds=3):
@@ -68,23 +68,23 @@ def some_runs(task, *, onset=30, seeds=3):
 def test_the_signal_that_tells_is_found_with_a_threshold_that_loses_nothing():
     runs = some_runs("a")
     alarm = calibration.calibrate(runs, SETTINGS)
-    assert set(alarm.signals) == {"same_majority_share"}, "healthy runs agree more than those that fall"
+    assert set(alarm.signals) == {"no_answer_drift"}, "the entropy of healthy runs falls further"
     found = calibration.outcomes(runs, alarm)
     assert not any(outcome.is_false for outcome in found) and sum(outcome.is_caught for outcome in found) == 3
     assert all(outcome.kept == 0.6 for outcome in found if outcome.is_caught), "not so early that the best is still to come"
 
 
 def test_a_second_signal_is_taken_where_it_catches_what_the_first_does_not():
-    still = {name: lambda step: 0.0 for name in HEALTHY}
+    still = {name: lambda step: 1.0 for name in HEALTHY}
     other = [
-        made([0.5, 0.6, 0.6, 0.1, 0.1, 0.1, 0.1], condition="harder", seed=seed, no_answer_share=rising(16, 28), **still)
+        made([0.5, 0.6, 0.6, 0.1, 0.1, 0.1, 0.1], condition="harder", seed=seed, truncated_share=rising(16, 28), **still)
         for seed in range(3)
     ]
-    calm = {"no_answer_share": lambda step: 0.0}
+    calm = {"truncated_share": lambda step: 0.0}
     runs = [made(list(run.curve("heldout/avg").values()), condition=run.condition, seed=run.seed,
                  **(HEALTHY if run.condition == "gold" else FALLING), **calm) for run in some_runs("a")]  # fmt: skip
     alarm = calibration.calibrate([*runs, *other], SETTINGS)
-    assert set(alarm.signals) == {"same_majority_share", "no_answer_drift"} and alarm.count == 1
+    assert set(alarm.signals) == {"no_answer_drift", "truncated_drift"} and alarm.count == 1
     assert sum(outcome.is_caught for outcome in calibration.outcomes([*runs, *other], alarm)) == 6
 
 
@@ -255,6 +255,7 @@ def test_tables_and_pictures_come_from_the_results_alone(tmp_path):
         file = results / run.task / f"{run.condition}-{run.seed}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         run.values["heldout/maj"] = run.values["heldout/avg"]
+        run.values["surprise"] = [None, *(1.0 + value for value in run.values["no_answer_share"][1:])]
         file.write_text(
             json.dumps({name: getattr(run, name) for name in ("task", "condition", "seed", "settings", "alarms", "values")})
         )
@@ -274,9 +275,10 @@ def test_tables_and_pictures_come_from_the_results_alone(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "| together  |   12 |         6 |" in done.stdout
-    assert "0 |" in done.stdout.split("together")[1].splitlines()[0][-12:], "no false alarm"
-    names = {"dynamics_curves.png", "dynamics_gains.png", "dynamics_alarms.png"}
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in done.stdout.splitlines() if line.startswith("|")]
+    together = next(row for row in rows if row[0] == "together")
+    assert together[1:4] == ["12", "6", "6"] and together[-1] == "0", "all caught, no false alarm"
+    names = {f"dynamics_{name}.png" for name in ("curves", "gains", "surprise", "alarms")}
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == names
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "pictures").iterdir())
 

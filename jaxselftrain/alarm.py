@@ -2,7 +2,8 @@
 
 The rule. Each signal has a threshold, and a side of it that is bad. The score of a step is the number of signals past theirs. The
 alarm is raised when the score has been at least `alarm.count` for `alarm.patience` steps in a row, and may be raised again once
-the score has been 0. A step with score 0 is healthy: the newest checkpoint of such a step is what a rollback returns to.
+the score has been 0. A step with score 0 is healthy, and the healthiest checkpoint is what a rollback returns to: the one with
+the lowest mean surprise where the alarm goes by its rise, else the newest.
 
 No gold answer is read here. Where the thresholds come from is told in docs/reward-dynamics.md.
 """

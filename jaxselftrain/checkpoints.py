@@ -32,7 +32,7 @@ from jaxselftrain.run_folder import CHECKPOINTS
 from jaxselftrain.update import State
 
 METRIC = "heldout/avg"  # what `best` means
-HEALTHY = "healthy"  # the step itself, where no signal of the alarm was past its threshold
+HEALTHY = "healthy"  # how healthy, where no signal of the alarm was past its threshold: guard.calm
 
 
 @dataclass(frozen=True)

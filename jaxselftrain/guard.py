@@ -34,6 +34,7 @@ class Guard:
         found, raised = state.step({**line, "step": host.step}, self.settings)
         host.watch = asdict(state)
         host.is_healthy = found.get("alarm_score", 0.0) == 0
+        host.calm = calm(state, host.step, self.settings)
         return found, raised
 
     def act(self, host: Host, raised: Raised, *, is_last: bool) -> str:
@@ -42,7 +43,7 @@ class Guard:
         At the last step of a run there is nothing to do but to say it.
         """
         action, healthy = "warn" if is_last else self.settings.action, host.healthy_step
-        back = f"the last healthy checkpoint is that of step {healthy}" if healthy else "there is no healthy checkpoint yet"
+        back = f"the healthiest checkpoint is that of step {healthy}" if healthy else "there is no healthy checkpoint yet"
         why = ""
         if action == "rollback" and host.rollbacks >= self.settings.rollbacks:
             action, why = "stop", f": alarm.rollbacks = {self.settings.rollbacks} are used up"
@@ -67,6 +68,18 @@ class Guard:
     def stopped(self, host: Host) -> bool:
         """Whether an alarm has ended the run; one may go on by another action."""
         return host.is_stopped and self.settings.action in ("stop", "rollback")
+
+
+def calm(state: Watch, step: int, settings: Alarm) -> float | None:
+    """How healthy a step is beside others of its run, more is better; None while that cannot be told.
+
+    Where the alarm goes by the rise of the surprise, the step with the lowest mean surprise is where the policy was at its
+    best: by the time that the rise stands out, the newest checkpoints have had their part of it. Elsewhere it is the newest.
+    """
+    surprise = state.recent.get("surprise", [])
+    if "surprise_rise" not in settings.signals or not surprise:
+        return float(step)
+    return None if len(surprise) < settings.window else -sum(surprise[-settings.window :]) / settings.window
 
 
 def write_alarms(folder: Path, alarms: list[dict]) -> None:

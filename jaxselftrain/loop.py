@@ -235,7 +235,7 @@ class Loop:
         self.last = time.perf_counter()
 
     def _roll_back(self) -> None:
-        """Takes up the last healthy checkpoint, or the initial policy; what came after is forgotten, but for the alarm itself."""
+        """Takes up the healthiest checkpoint, or the initial policy; what came after is forgotten, but for the alarm itself."""
         before = self.host
         alarm = before.alarms[-1]
         last = alarm["to"] or -1  # the beginning is measured again
@@ -352,9 +352,8 @@ class Loop:
         if due:
             # The beginning is saved only where a run was stopped there, and which checkpoint is best must not depend on that.
             metrics = {} if score is None or host.step == 0 else {METRIC: score}
-            if host.is_healthy and host.step > 0:
-                host.healthy_step = host.step
-                metrics[HEALTHY] = float(host.step)
+            if host.note_health():
+                metrics[HEALTHY] = float(host.calm or 0.0)
             self.checkpoints.save(host.step, Saved(self.state, self.rollouts, self.votes, asdict(host)), metrics=metrics)
         return due
 

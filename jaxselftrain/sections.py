@@ -375,7 +375,7 @@ NEED_REFERENCE = {"kl", "kl_acceleration", "surprise_rise"}  # signals that are 
 class Alarm(Section):
     action: Literal["off", "warn", "stop", "rollback", "teacher"] = free(
         "warn",
-        "when the policy begins to agree with itself rather than to be right: only say so; stop; go back to the last healthy "
+        "when the policy begins to agree with itself rather than to be right: only say so; stop; go back to the healthiest "
         "checkpoint (or the beginning) and on with a lower learning rate; go on with a frozen teacher's labels (alarm.labels)",
     )
     window: int = free(5, "steps over which signals are averaged and trends are taken", ge=2)

@@ -48,7 +48,9 @@ class Host:
     watch: dict[str, Any] = field(default_factory=dict)  # alarm.Watch
     alarms: list[dict[str, Any]] = field(default_factory=list)  # the lines of alarms.jsonl
     is_healthy: bool = True  # no signal past its threshold at this step
-    healthy_step: int | None = None  # the newest checkpoint of a healthy step
+    calm: float | None = None  # how healthy this step is beside others, see guard.calm
+    healthy_step: int | None = None  # the healthiest checkpoint
+    healthy_calm: float | None = None
     is_stopped: bool = False  # by the alarm
     seconds: float = 0.0  # wall time of all the processes that worked on this run
 
@@ -61,6 +63,14 @@ class Host:
             return True
         self.since_best += 1
         return False
+
+    def note_health(self) -> bool:
+        """Takes down that this step has a checkpoint; whether it is a healthy one, to go back to if none is healthier."""
+        if not self.is_healthy or self.step == 0 or self.calm is None:
+            return False
+        if self.healthy_calm is None or self.calm > self.healthy_calm:
+            self.healthy_step, self.healthy_calm = self.step, self.calm
+        return True
 
     def note_call(self, questions: int) -> None:
         """One more sampling call, with so many of the stream's questions."""

@@ -66,7 +66,7 @@ def test_a_warning_changes_nothing_but_is_written_down(home, crossing):
 
 def test_stop_ends_the_run_and_says_how_to_go_on(home, crossing):
     code, err, run = trained(home, "stop", crossing, "alarm.action=stop")
-    assert code == 0 and "stopping; the last healthy checkpoint is that of step" in err
+    assert code == 0 and "stopping; the healthiest checkpoint is that of step" in err
     assert lines(run)[-1]["step"] == crossing[1] and (run / "summary.json").is_file()
     again = trained(home, "stop", crossing, "alarm.action=stop")
     assert again[0] == 0 and lines(run)[-1]["step"] == crossing[1] and "the alarm is raised" in again[1]
@@ -87,6 +87,24 @@ def test_a_rollback_goes_on_from_the_healthy_checkpoint_with_a_lower_rate(home, 
     assert steps == sorted(set(steps)), "no step appears twice"
     rates = {row["step"]: row["learning_rate"] for row in lines(run) if "learning_rate" in row}
     assert rates[crossing[1] - 1] == pytest.approx(3e-3) and rates[crossing[1]] == pytest.approx(3e-4)
+
+
+def test_a_rollback_by_surprise_goes_back_to_where_it_was_lowest(home):
+    given = ["alarm.window=2", "alarm.patience=1", "reference.keep=always", f"train.folder={home / 'watched'}"]
+    assert command("train", str(home / "config.yaml"), *given, "alarm.signals={surprise_rise: 99}")[0] == 0
+    watched = read_metrics(home / "watched")
+    surprise = {int(line["step"]): line["surprise"] for line in watched if "surprise" in line}
+    means = {step: (surprise[step - 1] + value) / 2 for step, value in surprise.items() if step > 1}
+    rises = {int(line["step"]): line["surprise_rise"] for line in watched if "surprise_rise" in line}
+    first = next(step for step in rises if step > 3 and rises[step] > 1e-4)
+    threshold = rises[first] - 1e-6
+    at = next(step for step in rises if rises[step] > threshold)
+    given = [*given[:-1], f"train.folder={home / 'calm'}", "alarm.action=rollback", "alarm.rollbacks=1"]
+    code, _, err = command("train", str(home / "config.yaml"), *given, f"alarm.signals={{surprise_rise: {threshold}}}")
+    alarm = read_alarms(home / "calm")[0]
+    calmest = min((step for step in means if step < at), key=lambda step: means[step])
+    assert code == 0 and (alarm["step"], alarm["to"]) == (at, calmest), err
+    assert read_rolled_back(home / "calm")[0]["step"] == calmest + 1
 
 
 def test_without_a_healthy_checkpoint_a_rollback_begins_anew(home, crossing):

@@ -162,7 +162,8 @@ def test_results_that_are_kept_are_whole():
         steps = run.values["step"]
         assert steps == sorted(set(steps)) and all(len(series) == len(steps) for series in run.values.values()), run.name
         assert {0, steps[-1]} <= run.curve("heldout/avg").keys(), run.name
-        assert steps[-1] >= (20 if run.task.startswith("smollm2") else 300), run.name
+        least = 20 if run.task.startswith("smollm2") else 300
+        assert steps[-1] >= least or run.alarms[-1]["action"] == "stop", run.name
 
 
 TASK = """

@@ -40,13 +40,17 @@ class Guard:
     def act(self, host: Host, raised: Raised, *, is_last: bool) -> str:
         """Takes down what is done about the alarm, and says it; gives the action: one rollback too many is a stop.
 
-        At the last step of a run there is nothing to do but to say it.
+        Where the last rollback has put the alarm off by less than a window, one to the same checkpoint would not help, and it
+        goes to the beginning. At the last step of a run there is nothing to do but to say it.
         """
         action, healthy = "warn" if is_last else self.settings.action, host.healthy_step
         back = f"the healthiest checkpoint is that of step {healthy}" if healthy else "there is no healthy checkpoint yet"
         why = ""
         if action == "rollback" and host.rollbacks >= self.settings.rollbacks:
             action, why = "stop", f": alarm.rollbacks = {self.settings.rollbacks} are used up"
+        if action == "rollback" and host.alarms and host.alarms[-1].get("to") == healthy:
+            if raised.step < host.alarms[-1]["step"] + self.settings.window:
+                healthy = None  # the same batches lead from there to the alarm whatever the learning rate
         rate = host.rate * self.settings.rate
         does = {
             "warn": back,

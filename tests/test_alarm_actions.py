@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from runs import command, final_weights, lines, make_home, without_times
 
+from jaxselftrain.alarm import Raised
 from jaxselftrain.answers import answer_key
+from jaxselftrain.guard import Guard
 from jaxselftrain.metrics import read_alarms, read_metrics, read_rolled_back
+from jaxselftrain.sections import Alarm
+from jaxselftrain.start import Host
 
 STEPS = 8
 
@@ -105,6 +109,20 @@ def test_a_rollback_by_surprise_goes_back_to_where_it_was_lowest(home):
     calmest = min((step for step in means if step < at), key=lambda step: means[step])
     assert code == 0 and (alarm["step"], alarm["to"]) == (at, calmest), err
     assert read_rolled_back(home / "calm")[0]["step"] == calmest + 1
+
+
+def test_a_rollback_that_has_put_nothing_off_is_followed_by_one_to_the_beginning(tmp_path):
+    guard = Guard(Alarm(action="rollback", window=5), tmp_path, say=lambda text: None)
+    host = Host(healthy_step=30)
+
+    def raised(step):
+        assert guard.act(host, Raised(step, 1, {"surprise_rise": 0.2}), is_last=False) == "rollback"
+        host.rollbacks, host.rate = host.rollbacks + 1, host.alarms[-1]["rate"]
+        return host.alarms[-1]["to"]
+
+    assert [raised(40), raised(45), raised(49)] == [30, 30, 0]
+    assert guard.act(host, Raised(80, 1, {"surprise_rise": 0.2}), is_last=False) == "stop", "three are used up"
+    assert [alarm["to"] for alarm in read_alarms(tmp_path)[:3]] == [30, 30, 0]
 
 
 def test_without_a_healthy_checkpoint_a_rollback_begins_anew(home, crossing):

@@ -71,6 +71,6 @@ def test_self_training_from_python_changes_its_labels_and_stops(run, tmp_path, m
 def test_collapse_compares_a_run_with_and_without_the_alarms_action(run, tmp_path, monkeypatch):
     given = {"CONFIG": run.parent / "config.yaml", "FOLDER": tmp_path, "STEPS": 6}
     text, kinds = executed("collapse", monkeypatch, **given)
-    assert "image/png" in kinds and "count = 1: raised at [" in text and "saturated_share" in text
+    assert "image/png" in kinds and "surprise_rise past 0.1: raised at [" in text and "saturated_share" in text
     assert [line["step"] for line in lines(tmp_path / "warned")] == list(range(7))
     assert lines(tmp_path / "rolled-back")

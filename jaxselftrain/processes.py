@@ -14,16 +14,23 @@ COUNTS: dict[str, Callable[[str], int]] = {
 }
 
 
-def refuse_several(environment: Mapping[str, str]) -> None:
-    """Raises UserError where the environment says that there are several: each would train a run of its own, in one folder."""
+def several_by(environment: Mapping[str, str]) -> str | None:
+    """The variable that says that there are several processes; None where none does."""
     for name, count in COUNTS.items():
         value = environment.get(name, "")
         try:
-            several = bool(value) and count(value) > 1
-        except ValueError:
+            if value and count(value) > 1:
+                return name
+        except ValueError:  # not a number: somebody else's
             continue
-        if several:
-            raise UserError(
-                f"{name} = {value} says that this is one of several processes, and a run is one process so far, on all the "
-                "devices of one machine; start it alone, without this variable"
-            )
+    return None
+
+
+def refuse_several(environment: Mapping[str, str]) -> None:
+    """Raises UserError where the environment says that there are several: each would train a run of its own, in one folder."""
+    name = several_by(environment)
+    if name is not None:
+        raise UserError(
+            f"{name} = {environment[name]} says that this is one of several processes, and a run is one process so far, on all "
+            "the devices of one machine; start it alone, without this variable"
+        )

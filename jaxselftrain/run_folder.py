@@ -41,7 +41,7 @@ def read_config(folder: Path) -> Config:
 def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
     """Locks the folder, and writes nothing else; gives the lock and the free fields that changed on resume."""
     scheme, _, bucket = str(folder).partition(":/")
-    if bucket and scheme.isalpha():  # Path makes one slash of two
+    if bucket and scheme.isalnum() and len(scheme) > 1:  # Path makes one slash of two; one letter is a drive
         raise UserError(
             f"train.folder = {scheme}://{bucket.lstrip('/')}: a run is kept on a local disk so far; name a local folder"
         )

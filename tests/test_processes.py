@@ -4,7 +4,7 @@ import pytest
 from runs import command, make_home
 
 from jaxselftrain.errors import UserError
-from jaxselftrain.processes import refuse_several
+from jaxselftrain.processes import refuse_several, several_by
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,8 @@ def test_one_of_several_processes_is_told_to_start_alone(environment):
     "environment", [{}, {"JAX_NUM_PROCESSES": "1"}, {"SLURM_STEP_NUM_TASKS": "x"}, {"TPU_WORKER_HOSTNAMES": "a"}]
 )
 def test_a_process_alone_is_let_through(environment):
-    refuse_several(environment)
+    assert several_by(environment) is None
+    assert several_by(environment | {"JAX_NUM_PROCESSES": "3"}) == "JAX_NUM_PROCESSES"
 
 
 def test_a_bucket_is_refused_and_nothing_is_made(tmp_path, monkeypatch):

@@ -118,6 +118,7 @@ def run_missing(
     `overrides` hold for all runs; `thresholds` gives the settings of the alarm of a task's runs whose alarm acts. A run that
     was stopped is resumed. Raises UserError when one fails, after the others that had begun.
     """
+    parts = list(_share_cores(jobs))  # before anything is trained
     most = max((len(task.conditions) for task in tasks.values()), default=0)
     wanted = [
         (name, task.conditions[number], seed)
@@ -132,7 +133,7 @@ def run_missing(
         if any(LABELS in setting for task, condition, _ in wanted if task == name for setting in condition.settings):
             _labels(finals[name], place.work / name)
     slots: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-    for cores in _share_cores(jobs):
+    for cores in parts:
         slots.put(cores)
 
     def one(task: str, condition: Condition, seed: int) -> None:

@@ -28,7 +28,18 @@ PACKAGES = ("jaxselftrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"
 
 def run_folder(config: Config, name: str) -> Path:
     """The folder of train.folder, {name} and {seed} filled in."""
-    return Path(config.train.folder.replace("{name}", name).replace("{seed}", str(config.train.seed)))
+    folder = Path(config.train.folder.replace("{name}", name).replace("{seed}", str(config.train.seed)))
+    check_local(folder)
+    return folder
+
+
+def check_local(folder: Path) -> None:
+    """Raises UserError for a bucket, before a local folder of its name is made."""
+    scheme, _, bucket = str(folder).partition(":/")
+    if bucket and scheme.isalnum() and len(scheme) > 1:  # Path makes one slash of two; one letter is a drive
+        raise UserError(
+            f"train.folder = {scheme}://{bucket.lstrip('/')}: a run is kept on a local disk so far; name a local folder"
+        )
 
 
 def read_config(folder: Path) -> Config:
@@ -40,11 +51,7 @@ def read_config(folder: Path) -> Config:
 
 def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
     """Locks the folder, and writes nothing else; gives the lock and the free fields that changed on resume."""
-    scheme, _, bucket = str(folder).partition(":/")
-    if bucket and scheme.isalnum() and len(scheme) > 1:  # Path makes one slash of two; one letter is a drive
-        raise UserError(
-            f"train.folder = {scheme}://{bucket.lstrip('/')}: a run is kept on a local disk so far; name a local folder"
-        )
+    check_local(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run folder {folder} is a file; choose another train.folder")
     known = is_run_folder(folder)

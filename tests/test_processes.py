@@ -24,8 +24,9 @@ def test_a_process_alone_is_let_through(environment):
     assert several_by(environment | {"JAX_NUM_PROCESSES": "3"}) == "JAX_NUM_PROCESSES"
 
 
-def test_a_bucket_is_refused_and_nothing_is_made(tmp_path, monkeypatch):
-    make_home(tmp_path, questions=8, held_out=4, first_held_out=20)
+@pytest.mark.parametrize("stages", [[], [{"name": "one"}]], ids=["a run", "stages"])
+def test_a_bucket_is_refused_and_nothing_is_made(stages, tmp_path, monkeypatch):
+    make_home(tmp_path, questions=8, held_out=4, first_held_out=20, stages=stages)
     monkeypatch.chdir(tmp_path)
     code, _, err = command("train", str(tmp_path / "config.yaml"), "train.folder=gs://bucket/runs/first")
     assert code == 2 and "train.folder = gs://bucket/runs/first: a run is kept on a local disk so far" in err

@@ -27,22 +27,20 @@ def task() -> dict:
     return yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
 
 
-def check_command(command: list[str], capsys) -> None:
+def check_command(command: list[str]) -> None:
     """Each is `jaxselftrain train CONFIG SETTING ...`, whose settings leave a valid config that is saved in a bucket."""
     program, verb, config, *settings = command
     assert Path(program).name == "jaxselftrain" and verb == "train"
     assert load_config(ROOT / config, settings).train.folder.startswith("gs://")
-    assert main(["train", str(ROOT / config), *settings, "--print-config"]) == 0
-    assert "folder: gs://" in capsys.readouterr().out
 
 
-def test_the_jobset_runs_train_on_all_machines_of_the_slice(jobset, capsys):
+def test_the_jobset_runs_train_on_all_machines_of_the_slice(jobset):
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     [replicated] = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     pod = job["template"]["spec"]
     [container] = pod["containers"]
-    check_command(container["command"] + container["args"], capsys)
+    check_command(container["command"] + container["args"])
     chips = container["resources"]["limits"]["google.com/tpu"]
     assert container["resources"]["requests"] == container["resources"]["limits"]
     sides = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
@@ -75,7 +73,7 @@ def test_the_image_installs_what_the_extra_is_called(capsys):
     assert (ROOT / "constraints" / f"py3{python[1]}.txt").exists() and "-e '.[tpu]'" in "\n".join(lines)
 
 
-def test_the_skypilot_task_has_known_fields_and_runs_train(task, capsys):
+def test_the_skypilot_task_has_known_fields_and_runs_train(task):
     # https://docs.skypilot.co/en/latest/reference/yaml-spec.html
     assert set(task) == {"name", "workdir", "resources", "envs", "secrets", "setup", "run"}
     assert set(task["resources"]) == {"infra", "accelerators", "accelerator_args", "use_spot", "job_recovery"}
@@ -86,7 +84,7 @@ def test_the_skypilot_task_has_known_fields_and_runs_train(task, capsys):
     given = {"$CONFIG": task["envs"]["CONFIG"], "$FOLDER": "gs://bucket/run", "$SETTINGS": task["envs"]["SETTINGS"]}
     for name, value in given.items():
         line = line.replace(name, value)
-    check_command(shlex.split(line), capsys)
+    check_command(shlex.split(line))
     bash, script, verb = shlex.split(task["setup"])
     assert bash == "bash" and f"  {verb}) " in (ROOT / script).read_text()
     assert shlex.split(line)[0].split("/")[1] == "jaxselftrain-venv" and "/jaxselftrain-venv" in (ROOT / script).read_text()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jaxselftrain.cli import main
 from jaxselftrain.config import load_config
 
 ROOT = Path(__file__).parent.parent

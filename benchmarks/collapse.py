@@ -58,11 +58,12 @@ SMOLLM2 = (
     Condition("driven", "SRT, learning rate 4e-5", ("optimizer.learning_rate=4e-5",)),
 )
 SMALL = ("probe.questions=16", "alarm.action=warn")
-LARGE = ("probe.questions=8", "probe.every=4", "alarm.action=warn", "reference.keep=always", "evaluate.every=4", "train.steps=20")
+LARGE = ("probe.questions=8", "probe.every=4", "alarm.action=warn", "reference.keep=always", "evaluate.every=4", "evaluate.greedy=false")
 TASKS = {
     "sums": Task(ROOT / "configs" / "tiny_sums.yaml", (*WATCHING, *ACTING), SMALL),
     "words": Task(ROOT / "configs" / "tiny_words.yaml", (*WATCHING, *ACTING), SMALL),
     "smollm2-sums": Task(ROOT / "configs" / "quickstart.yaml", SMOLLM2, LARGE),
+    "smollm2-differences": Task(ROOT / "configs" / "sums_and_differences.yaml", SMOLLM2, LARGE),
 }
 GOLD_AT = {"hard": "gold_hard", "harder": "gold_harder", "gold_hard": "gold_hard", "gold_harder": "gold_harder"}
 SAYS = {condition.name: condition.says for task in TASKS.values() for condition in task.conditions}

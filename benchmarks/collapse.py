@@ -58,7 +58,14 @@ SMOLLM2 = (
     Condition("driven", "SRT, learning rate 4e-5", ("optimizer.learning_rate=4e-5",)),
 )
 SMALL = ("probe.questions=16", "alarm.action=warn")
-LARGE = ("probe.questions=8", "probe.every=4", "alarm.action=warn", "reference.keep=always", "evaluate.every=4", "evaluate.greedy=false")
+LARGE = (
+    "probe.questions=8",
+    "probe.every=4",
+    "alarm.action=warn",
+    "reference.keep=always",
+    "evaluate.every=4",
+    "evaluate.greedy=false",
+)
 TASKS = {
     "sums": Task(ROOT / "configs" / "tiny_sums.yaml", (*WATCHING, *ACTING), SMALL),
     "words": Task(ROOT / "configs" / "tiny_words.yaml", (*WATCHING, *ACTING), SMALL),

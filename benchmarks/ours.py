@@ -22,7 +22,7 @@ from jaxselftrain.answer_key import AnswerKey
 from jaxselftrain.assembly import TRAINING, Parts, open_parts, set_runtime
 from jaxselftrain.config import Config, override_config, parse_config
 from jaxselftrain.huge_pages import restart_with_huge_pages
-from jaxselftrain.judge import Verdict, judge
+from jaxselftrain.judge import Verdict, conclude, judge
 from jaxselftrain.loop import Fetched
 from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.model.loading import Weights
@@ -163,7 +163,7 @@ class Run:
             taught=None,
             step=self.done,
         )
-        self.feedback = verdict.feedback
+        self.feedback, _ = conclude(self.config, verdict.tally)
         return time.perf_counter() - started
 
     def step(self) -> None:

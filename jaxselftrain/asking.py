@@ -1,4 +1,7 @@
-"""Takes weights and prompts, gives N responses to each prompt, batch by batch, by one sampling program."""
+"""Takes weights and prompts, gives N responses to each prompt, batch by batch, by one sampling program.
+
+Each process has the responses that lie on its own devices.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxselftrain.assembly import Parts
+from jaxselftrain.processes import compile_in_all, fetch, own_rows
 from jaxselftrain.sampler import rows_per_question
 from jaxselftrain.step import compile_sample
 
@@ -16,6 +20,7 @@ from jaxselftrain.step import compile_sample
 class Responses(NamedTuple):
     """Of one batch of questions, question-major."""
 
+    asked: range  # their places among the prompts
     texts: list[str]
     length_QN: np.ndarray
     ended_QN: np.ndarray
@@ -27,10 +32,12 @@ class Asker:
     def __init__(self, parts: Parts, width: int, *, temperatures: list[float], top_p: float, top_k: int, stream: int):
         self.parts, self.width, self.stream = parts, width, stream
         self.batch = parts.config.evaluate.batch
+        self.own = own_rows(parts.mesh, "rows", self.batch)
         self.sampling = parts.sampling(temperatures=temperatures, top_p=top_p, top_k=top_k)
         N = len(temperatures)
         W = rows_per_question(parts.config.rollout, parts.mesh, Q=self.batch, N=N)
         T = parts.config.rollout.max_tokens
+        self.is_compiled = False
         self.sample = compile_sample(parts.graph, parts.architecture, parts.mesh, N=N, T=T, W=W)
 
     def ask(self, params: dict[str, jax.Array], prompts: Sequence[list[int]], *, first: int = 0) -> Iterator[Responses]:
@@ -45,6 +52,12 @@ class Asker:
             wanted = [place < real for place in range(self.batch)]
             draw = start // self.batch
             asked = self.parts.prompts(tokens, wanted, self.width, stream=self.stream, draw=draw, sampling=self.sampling)
+            if not self.is_compiled:
+                compile_in_all(self.sample, params, asked)
+                self.is_compiled = True
             rollouts = self.sample(params, asked)
-            tokens_QNT, length_QN, ended_QN = jax.device_get((rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN))
-            yield Responses(self.parts.texts(tokens_QNT[:real], length_QN[:real]), length_QN[:real], ended_QN[:real])
+            mine = self.own[: max(real - self.own.start, 0)]
+            fetched = fetch((rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN))
+            tokens_QNT, length_QN, ended_QN = (x[: len(mine)] for x in fetched)
+            places = range(start + mine.start, start + mine.stop)
+            yield Responses(places, self.parts.texts(tokens_QNT, length_QN), length_QN, ended_QN)

@@ -20,6 +20,7 @@ from jaxselftrain.model.kernels import Kernel, check_kernel
 from jaxselftrain.model.loading import Weights, load_params, open_model
 from jaxselftrain.model.policy import Remat, abstract_policy
 from jaxselftrain.model.tokenizer import Tokenizer, load_tokenizer
+from jaxselftrain.processes import put
 from jaxselftrain.questions import Question
 from jaxselftrain.rollouts import Prompts, Sampling
 from jaxselftrain.sharding import make_mesh, named, param_shardings
@@ -59,7 +60,7 @@ class Parts:
         own = self.weights.generation.get("eos_token_id", [])
         ends = {*self.tokenizer.eos_ids, *(own if isinstance(own, list) else [own])}
         table = stop_table(self.config.rollout.stop, pieces, [i for i in ends if i is not None and i < len(pieces)])
-        return jax.device_put(table, named(self.mesh))
+        return put(table, named(self.mesh))
 
     def params(self) -> dict[str, jax.Array]:
         """A fresh copy of the initial weights, sharded."""
@@ -77,7 +78,7 @@ class Parts:
     def sampling(self, *, temperatures: list[float], top_p: float, top_k: int) -> Sampling:
         whole = named(self.mesh)
         settings = np.asarray(temperatures, np.float32), np.float32(top_p), np.int32(top_k)
-        temperature_N, p, k = jax.device_put(settings, whole)
+        temperature_N, p, k = put(settings, (whole,) * 3)
         return Sampling(temperature_N=temperature_N, top_p=p, top_k=k, stop_SV=self.stop_SV)
 
     def prompts(
@@ -94,7 +95,7 @@ class Parts:
             wanted_Q=np.asarray(wanted),
             sampling=sampling,
         )
-        return jax.device_put(prompts, prompt_shardings(self.mesh))
+        return put(prompts, prompt_shardings(self.mesh))
 
     def texts(self, tokens_QNT: np.ndarray, length_QN: np.ndarray) -> list[str]:
         """The text of every response, question by question, cut before the stop string that ended it."""

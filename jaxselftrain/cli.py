@@ -10,6 +10,7 @@ import io
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from jaxselftrain import __version__
 from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.huge_pages import restart_with_huge_pages
 
-WRONG, RESUMABLE, INTERRUPTED = 2, 75, 130
+WRONG, RESUMABLE, INTERRUPTED = 2, Resumable.code, 130
 CLOSED_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program that stops because nobody reads its output
 
 app = typer.Typer(
@@ -285,7 +286,24 @@ def console() -> int:
     """`main` as the command jaxselftrain: in a process of its own, which may be started again with other settings."""
     if sys.argv[1:2] in (["train"], ["evaluate"], ["label"]):
         restart_with_huge_pages()
-    return main()
+    try:
+        code = main()
+    except Exception:
+        if not _one_of_several():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and _one_of_several():
+        from jaxselftrain.processes import leave
+
+        leave(code)
+    return code
+
+
+def _one_of_several() -> bool:
+    """Whether this process has joined others. Without `train` it has not, and JAX need not be imported to know it."""
+    processes = sys.modules.get("jaxselftrain.processes")
+    return processes is not None and processes.are_several()
 
 
 def _unwritten(error: OSError) -> int:

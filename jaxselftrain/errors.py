@@ -7,3 +7,5 @@ class UserError(Exception):
 
 class Resumable(Exception):
     """The run stopped on request with everything saved; the message is the command that resumes it. Exit code 75."""
+
+    code = 75

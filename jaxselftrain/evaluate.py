@@ -1,13 +1,14 @@
 """Takes weights and held-out questions, gives avg@k, maj@k, pass@k and greedy accuracy with bootstrap intervals.
 
 Besides metrics, and labelling, which notes how often votes were right, the only reader of gold answers. One program draws
-k samples and one greedy response to each question: the greedy one is simply a sample at temperature 0.
+k samples and one greedy response to each question: the greedy one is simply a sample at temperature 0. Of several processes each
+asks, and judges, the questions that lie on its devices; all of them know the result.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from jaxselftrain.assembly import EVALUATION, Parts
 from jaxselftrain.cross_check import CrossCheck, Judged, cross_check, require_math_verify
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS
+from jaxselftrain.processes import are_several, gather, is_first, wait_for_all
 from jaxselftrain.prompts import Encoded
 from jaxselftrain.run_folder import replace_text
-from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, Threshold, intervals, scores, thresholds
+from jaxselftrain.statistics import BOOTSTRAP_SEED, Interval, Threshold, intervals, majority_shares, scores, thresholds
 from jaxselftrain.voter import Voter
 
 
@@ -33,7 +35,7 @@ class Evaluation:
 
     summary: dict[str, Interval]  # metric -> value, low, high (95% bootstrap interval over questions)
     per_question: dict[str, np.ndarray]  # metric -> the question's own value
-    rows: list[dict[str, Any]]  # one a question: every response with its answer, and whether it is right
+    rows: list[dict[str, Any]]  # one a question of this process: every response with its answer, and whether it is right
     thresholds: list[Threshold]  # accuracy and coverage over the least majority share
     cross_check: CrossCheck | None = None  # only with evaluate.cross_check
 
@@ -77,38 +79,56 @@ class Evaluator:
             require_math_verify()
         self.parts, self.questions, self.answer_key, self.voter, self.width = parts, questions, answer_key, voter, width
         settings = parts.config.evaluate
+        if are_several():
+            self._check_several(len(questions.tokens))
         if like is not None:
             self.asker: Asker = like.asker
             return
         temperatures = [settings.temperature] * settings.samples + [0.0] * settings.greedy
         self.asker = Asker(parts, width, temperatures=temperatures, top_p=settings.top_p, top_k=0, stream=EVALUATION)
 
+    def _check_several(self, total: int) -> None:
+        """Raises UserError for what several processes cannot do together."""
+        settings = self.parts.config.evaluate
+        if settings.cross_check is not None:
+            raise UserError(
+                "evaluate.cross_check needs a process alone: set it to null here, and run `jaxselftrain evaluate` later"
+            )
+        if total < settings.batch:
+            raise UserError(
+                f"evaluate.batch = {settings.batch} is more than the {total} evaluation questions, and some process would have "
+                "none of them; lower it"
+            )
+
     def run(self, params: dict[str, jax.Array], *, tick: Callable[[int], object] = lambda done: None) -> Evaluation:
         """Samples every question; `tick` hears how many are done so far. The noise is the same at every call."""
+        asked: list[int] = []
         texts: list[str] = []
         ended: list[np.ndarray] = []
-        done = 0
-        for responses in self.asker.ask(params, self.questions.tokens):
+        for done, responses in enumerate(self.asker.ask(params, self.questions.tokens), 1):
+            asked += responses.asked
             texts += responses.texts
             ended.append(responses.ended_QN)
-            done += len(responses.ended_QN)
-            tick(done)
-        return self._judge(texts, np.concatenate(ended))
+            tick(min(done * self.asker.batch, len(self.questions.tokens)))
+        return self._judge(asked, texts, np.concatenate(ended))
 
-    def _judge(self, texts: list[str], ended_QN: np.ndarray) -> Evaluation:
-        config = self.parts.config
+    def _judge(self, asked: list[int], texts: list[str], ended_QN: np.ndarray) -> Evaluation:
+        config, total = self.parts.config, len(self.questions.questions)
         k, N = config.evaluate.samples, ended_QN.shape[1]
         reading = self.voter.read(texts)
         keys = [reading.keys[i : i + N] for i in range(0, len(texts), N)]
-        ids = [question.id for question in self.questions.questions]
+        questions = [self.questions.questions[q] for q in asked]
+        ids = [question.id for question in questions]
         right_QN = np.asarray([[bool(self.answer_key.is_right(i, key)) for key in row] for i, row in zip(ids, keys, strict=True)])
+        sampled, ties, opaque = [row[:k] for row in keys], config.vote.ties, config.vote.opaque_may_win
+        share_Q = majority_shares(sampled, ties=ties, opaque_may_win=opaque)
         per_question = scores(
             right_QN=right_QN[:, :k],
-            keys_QN=[row[:k] for row in keys],
+            keys_QN=sampled,
             truncated_QN=~ended_QN[:, :k],
             k=k,
-            ties=config.vote.ties,
-            opaque_may_win=config.vote.opaque_may_win,
+            ties=ties,
+            opaque_may_win=opaque,
         )
         if config.evaluate.greedy:
             per_question["greedy"] = right_QN[:, k].astype(float)
@@ -129,11 +149,11 @@ class Evaluator:
                     for n in range(N)
                 ],
             }
-            for q, question in enumerate(self.questions.questions)
+            for q, question in enumerate(questions)
         ]
-        over_shares = thresholds(
-            right_QN[:, :k], [row[:k] for row in keys], ties=config.vote.ties, opaque_may_win=config.vote.opaque_may_win
-        )
+        most = -(-total // self.asker.batch) * len(self.asker.own)
+        per_question, share_Q = gather(asked, (per_question, share_Q), most=most, total=total)
+        over_shares = thresholds(share_Q, per_question["maj"], per_question["avg"])
         summary = intervals(per_question, seed=BOOTSTRAP_SEED)
         return Evaluation(summary, per_question, rows, over_shares, self._cross_check(rows))
 
@@ -148,6 +168,22 @@ class Evaluator:
             if response["answer"] is not None
         ]
         return cross_check(judged, workers=config.vote.workers)
+
+
+def all_rows(rows: list[dict[str, Any]], ids: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """The rows of all processes in the order of `ids`, for the first one; they pass through files in `folder`, which all see."""
+    if not are_several():
+        return rows
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / f"rows_{jax.process_index()}.part", "".join(json.dumps(row) + "\n" for row in rows))
+    wait_for_all()
+    if not is_first():
+        return rows
+    parts = [folder / f"rows_{number}.part" for number in range(jax.process_count())]
+    found = {row["id"]: row for part in parts for row in map(json.loads, part.read_text(encoding="utf-8").splitlines())}
+    for part in parts:
+        part.unlink()
+    return [found[id] for id in ids]
 
 
 def cut_back_evaluations(folder: Path, step: int) -> None:

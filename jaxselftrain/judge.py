@@ -1,8 +1,10 @@
-"""Takes the responses of one sampling call, gives what the host decides: feedback, its metrics, rows for the log."""
+"""Takes the responses of one sampling call, gives what the host decides: who is rewarded, with its metrics and rows for the log.
+
+`judge` reads and votes, on the questions of one process; `conclude` looks at the whole batch.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,19 +18,20 @@ from jaxselftrain.config import Config
 from jaxselftrain.labels import NEED_GOLD, choose_labels
 from jaxselftrain.metrics import vote_metrics
 from jaxselftrain.questions import Question
-from jaxselftrain.rewards import Feedback, feedback
+from jaxselftrain.rewards import Feedback, feedback, keep, kept_share
+from jaxselftrain.tallies import Tally, count_up
 from jaxselftrain.voter import Voter
 from jaxselftrain.votes import Vote, vote
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The host's decision on one batch."""
+    """What was read in the samples of some questions, and how they voted."""
 
-    feedback: Feedback
+    tally: Tally
     votes: list[Vote]
-    metrics: dict[str, float]
     responses: list[dict[str, Any]]  # rows of responses.jsonl
+    killed: int  # responses given up
 
 
 def judge(
@@ -46,13 +49,12 @@ def judge(
     step: int,
     source: str | None = None,
 ) -> Verdict:
-    """Reads the answers, votes, and decides what the next update learns; `texts` are question-major, Q * N of them.
+    """Reads the answers, votes, and rewards; `texts` are question-major, Q * N of them.
 
     `confidence` has the sampler's statistics where the rewards ask for them; `teacher` the key of each question's label where
     these come from a frozen teacher, `taught` the texts of one that answers along. The answer key is watched by metrics, and
     reaches a label only where the source asks for gold. `source` stands in the place of `label.source` where it is given.
     """
-    started = time.perf_counter()
     Q, N = length_QN.shape
     ids = [question.id for question in questions]
     reading = voter.read([*texts, *(taught or ())])
@@ -72,24 +74,25 @@ def judge(
         labels,
         confidence,
         parts=config.reward.parts,
-        minimum_share=config.reward.minimum_share,
-        keep_fraction=config.reward.keep_fraction,
         choose=config.update.choose,
         samples_trained=config.samples_trained,
         ids=ids,
         seed=config.train.seed,
         step=step,
     )
-    watched = answer_key if len(answer_key) else None
-    metrics = vote_metrics(keys, votes, labels, decided.reward_QN, length_QN, ~ended_QN, ids, watched)
-    metrics["halves_differ_share"] = float(np.mean([count(k[: N // 2]).majority != count(k[N // 2 :]).majority for k in keys]))
-    metrics["kept_question_share"] = float((decided.weight_QN > 0).any(1).mean())
-    if "self_certainty" in confidence:
-        metrics["self_certainty"] = float(confidence["self_certainty"].mean())
-    metrics["voter_kills"] = reading.killed
+    halves = [(count(k[: N // 2]).majority, count(k[N // 2 :]).majority) for k in keys]
+    certainty_QN = confidence.get("self_certainty")
+    tally = count_up(keys, votes, halves, labels, decided, length_QN, ~ended_QN, certainty_QN, ids, answer_key)
     logged = range(min(config.log.responses, Q))
     responses = [_row(questions[q], votes[q], _samples(q, texts, reading.answers, decided, length_QN, ended_QN)) for q in logged]
-    return Verdict(decided, votes, metrics | {"voter_seconds": time.perf_counter() - started}, responses)
+    return Verdict(tally, votes, responses, reading.killed)
+
+
+def conclude(config: Config, tally: Tally) -> tuple[Feedback, dict[str, float]]:
+    """(what the next update learns from a whole batch, its metrics)."""
+    reward = config.reward
+    feedback = keep(tally.feedback(), list(tally.share_Q), minimum_share=reward.minimum_share, keep_fraction=reward.keep_fraction)
+    return feedback, vote_metrics(tally) | {"kept_question_share": kept_share(feedback)}
 
 
 def _gold(answer_key: AnswerKey, ids: Sequence[str]) -> list[str | None]:

@@ -24,13 +24,14 @@ from jaxselftrain.batches import Batches
 from jaxselftrain.checkpoints import HEALTHY, METRIC, Checkpoints, Saved
 from jaxselftrain.config import Config
 from jaxselftrain.errors import Resumable, UserError
-from jaxselftrain.evaluate import Evaluator, cut_back_evaluations
+from jaxselftrain.evaluate import Evaluator, all_rows, cut_back_evaluations
 from jaxselftrain.guard import Guard, write_alarms
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.labels import NEED_GOLD
 from jaxselftrain.material import open_material
 from jaxselftrain.metrics import MetricsLog
-from jaxselftrain.rewards import Feedback, with_questions
+from jaxselftrain.processes import any_of, compile_in_all, fetch, put, together
+from jaxselftrain.rewards import Feedback, kept_share, with_questions
 from jaxselftrain.rollouts import Prompts, Rollouts
 from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, SUMMARY, begin_folder
 from jaxselftrain.start import Host, begin
@@ -83,23 +84,26 @@ class Loop:
         folder: Path,
         notes: list[str],
         *,
+        own: Path,
         say: Callable[[str], None],
         watch: Callable[[str], None],
     ):
+        """`own` is the run folder as well, but for processes that do not keep it: what they write for people goes there."""
         self.began = time.monotonic()
-        self.folder, self.say, self.watch = folder, say, watch
+        self.run_folder, self.folder, self.say, self.watch = folder, own, say, watch
         for note in notes:
             say(f"changed since the run started: {note}")
         say(f"run folder {folder}; opening {config.model.path}")
-        material = open_material(config, cache=folder.parent / ".compilation_cache", say=say)
+        material = together(lambda: open_material(config, cache=folder.parent / ".compilation_cache", say=say))
         self.parts, self.width, self.teacher = material.parts, material.width, material.teacher
         self.config = config = self.parts.config  # what it left to `auto` is decided
         self.answer_key, self.encoded, asked = material.answer_key, material.training, material.held_out
-        self.guard = Guard(config.alarm, folder, say=say)
+        self.guard = Guard(config.alarm, own, say=say)
         if not config.is_supervised:
             self.guard.tell_of_blindness(keeps_reference=config.keeps_reference)
         self.batches = Batches(self.parts, self.encoded, material.probes, self.width)
         self.gold = GoldResponses(self.parts, self.encoded, self.answer_key, self.width) if config.is_supervised else None
+        self.is_compiled = False
         self.step = compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh)
         with ExitStack() as opened:  # what is open is closed again when a later line fails
             self.voter = opened.enter_context(Voter(config.answer, config.vote))
@@ -116,8 +120,8 @@ class Loop:
             self.evaluator = None
             if asked is not None and config.evaluate.questions is not None:
                 self.evaluator = Evaluator(self.parts, asked, load_answer_key(config.evaluate.questions), self.voter, self.width)
-            self.log = opened.enter_context(closing(MetricsLog(folder, config.log)))
-            begin_folder(folder, config, sorted({f"{d.platform}: {d.device_kind}" for d in jax.devices()}))
+            self.log = opened.enter_context(closing(MetricsLog(own, config.log)))
+            begin_folder(own, config, sorted({f"{d.platform}: {d.device_kind}" for d in jax.devices()}))
             self.checkpoints = opened.enter_context(closing(Checkpoints(folder / CHECKPOINTS, config.checkpoint)))
             self.opened = opened.pop_all()
 
@@ -156,7 +160,7 @@ class Loop:
             resampled = not learn and self.host.step > 0  # a finished run goes on: nothing new has happened yet
             self.host.sampled = wanted
             self._stop_if_bad()
-            stopping, ending, is_saved = interrupts.requested and wanted, False, False
+            stopping, ending, is_saved = wanted and any_of(interrupts.requested), False, False
             if learn or stopping:
                 ending = action == "stop" or (wanted and self._told_to_stop())
                 best = is_best and self.config.checkpoint.keep_best
@@ -166,9 +170,10 @@ class Loop:
             if stopping:
                 self.checkpoints.wait()
                 raise Resumable(f"stopped after step {self.host.step} of {steps}; everything is saved in {self.folder}")
-            if control.is_stopped and wanted and not (ending or is_saved):
+            told_to_stop = any_of(control.is_stopped)
+            if told_to_stop and wanted and not (ending or is_saved):
                 self._save(line.get(METRIC), now=True)
-            if ending or control.is_stopped or not wanted:
+            if ending or told_to_stop or not wanted:
                 break
         self.checkpoints.wait()
 
@@ -191,7 +196,7 @@ class Loop:
         if wanted:  # the device is busy: the time to prepare what comes next
             self.host.note_call(len(self.indices))
             self.indices, self.prompts = self.batches.next(self.host)
-        fetched, metrics = jax.device_get((Fetched.of(self.rollouts), metrics))
+        fetched, metrics = fetch((Fetched.of(self.rollouts), metrics))
         device_seconds = time.perf_counter() - dispatched
         raised = None
         if learn:
@@ -220,7 +225,7 @@ class Loop:
         self._refill(ballots, sampled)
         if self.host.draws > calls:  # what was prepared has been asked already
             self.indices, self.prompts = self.batches.next(self.host)
-        return ballots
+        return list(ballots.values())
 
     def _begin(self) -> None:
         """Takes up the newest checkpoint, or the beginning."""
@@ -275,7 +280,10 @@ class Loop:
     def _call(self, prompts: Prompts, *, learn: bool) -> dict[str, Any]:
         """The compiled step; gives the metrics of its update."""
         told = replace(self.votes, learn=np.asarray(learn), rate=np.asarray(self.host.rate, np.float32))
-        votes = jax.device_put(told, feedback_shardings(self.parts.mesh))
+        votes = put(told, feedback_shardings(self.parts.mesh))
+        if not self.is_compiled:
+            compile_in_all(self.step, self.state, self.rollouts, votes, prompts)
+            self.is_compiled = True
         self.state, self.rollouts, metrics = self.step(self.state, self.rollouts, votes, prompts)
         return metrics
 
@@ -302,7 +310,9 @@ class Loop:
         total = len(self.evaluator.questions.tokens)
         self.say(f"step {step}: evaluating on {total} held-out questions")
         evaluation = self.evaluator.run(self.state.params, tick=lambda done: self.watch(f"evaluating {done}/{total}"))
-        evaluation.write(self.folder / EVALUATIONS, f"step_{step:06d}")
+        ids = [question.id for question in self.evaluator.questions.questions]
+        rows = all_rows(evaluation.rows, ids, self.run_folder / EVALUATIONS)
+        replace(evaluation, rows=rows).write(self.folder / EVALUATIONS, f"step_{step:06d}")
         return evaluation.metrics() | {"heldout/seconds": time.perf_counter() - started}
 
     def _write(self, line: dict[str, float]) -> None:
@@ -315,7 +325,7 @@ class Loop:
         step = self.host.step + learn
         return (learn or step == 0) and (step % self.config.probe.every == 0 or step == self.config.train.steps)
 
-    def _refill(self, ballots: list[Vote], indices: list[int]) -> None:
+    def _refill(self, ballots: dict[int, Vote], indices: list[int]) -> None:
         """Samples fresh questions in the place of those that are left out, at most reward.refill times.
 
         `ballots` and `indices` are changed in place; metrics go on describing the batch as it was sampled first.
@@ -331,18 +341,17 @@ class Loop:
             prompts = self.batches.at_places(indices, places, draw=host.draws)
             host.note_call(len(places))
             self._call(prompts, learn=False)
-            fetched = jax.device_get(Fetched.of(self.rollouts)).at(places)
+            fetched = fetch(Fetched.of(self.rollouts))
             seconds += time.perf_counter() - started
-            verdict = self.ballots.verdict(host, [indices[place] for place in places], fetched)
-            self.votes = with_questions(self.votes, places, verdict.feedback)
-            for place, ballot in zip(places, verdict.votes, strict=True):
-                ballots[place] = ballot
-            host.tokens += int(fetched.length_QN.sum())
+            decision = self.ballots.decision(host, {place: indices[place] for place in places}, fetched)
+            self.votes = with_questions(self.votes, places, decision.feedback)
+            ballots |= decision.votes
+            host.tokens += decision.tokens
             for name in ("voter_seconds", "voter_kills"):
-                host.pending[name] += verdict.metrics[name]
+                host.pending[name] += decision.metrics[name]
             replaced.update(places)
         if self.config.reward.refill:
-            host.pending["kept_question_share"] = float((self.votes.weight_QN > 0).any(1).mean())
+            host.pending["kept_question_share"] = kept_share(self.votes)
             host.pending |= {"refilled_share": len(replaced) / len(indices), "refill_seconds": seconds}
 
     def _save(self, score: float | None, *, now: bool) -> bool:

@@ -14,6 +14,7 @@ from jaxselftrain.label_file import teacher_keys
 from jaxselftrain.labels import NEED_GOLD
 from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.probes import set_aside
+from jaxselftrain.processes import least_of
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import Question
 from jaxselftrain.run_questions import load_run_questions
@@ -53,7 +54,7 @@ def open_material(config: Config, *, cache: Path, say: Callable[[str], None]) ->
     _check_batches(parts, len(encoded.questions), evaluates=asked is not None)
     if not config.is_decided:
         say("compiling the training step to see what fits the memory (a minute or so for each choice)")
-        parts = fit_memory(parts, width, limit=device_limit(), say=say)
+        parts = fit_memory(parts, width, limit=least_of(device_limit()), say=say)
     _tell_of_idle_devices(parts, say)
     return Material(parts, encoded, probes, asked, width, answer_key, teacher)
 

@@ -11,7 +11,6 @@ import math
 import os
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,10 +18,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from jaxselftrain.errors import UserError
-from jaxselftrain.votes import Vote
+from jaxselftrain.tallies import NONE, Tally
 
 if TYPE_CHECKING:
-    from jaxselftrain.answer_key import AnswerKey
     from jaxselftrain.sections import Log
 
 METRICS: dict[str, str] = {
@@ -142,46 +140,42 @@ def metrics_page() -> str:
     )
 
 
-def vote_metrics(
-    keys_QN: Sequence[Sequence[str | None]],
-    votes: Sequence[Vote],
-    labels: Sequence[str | None],
-    reward_QN: np.ndarray,
-    lengths_QN: np.ndarray,
-    truncated_QN: np.ndarray,
-    ids: Sequence[str],
-    answer_key: AnswerKey | None,
-) -> dict[str, float]:
-    """The metrics of one step's samples: Q questions (`ids`) with N samples each.
+def vote_metrics(tally: Tally) -> dict[str, float]:
+    """The metrics of one step's samples.
 
-    The accuracies are over the questions that have a gold answer, and absent when none has one. `answer_key` is
-    read here to watch the run; nothing that trains sees it.
+    The accuracies are over the questions that have a gold answer, and absent when none has one.
     """
-    reward_QN = np.asarray(reward_QN)
-    answers = Counter(key for keys in keys_QN for key in keys if key is not None)
+    reward_QN, known_Q, right_QN = tally.reward_QN, tally.is_known_Q, tally.right_QN
     samples = reward_QN.size
     metrics = {
         "pseudo_reward": float(reward_QN.mean(dtype=float)),
-        "majority_share": float(np.mean([ballot.share for ballot in votes])),
-        "saturated_share": float(np.mean([len(ballot.classes) == 1 for ballot in votes])),
-        "same_majority_share": max(Counter(b.majority for b in votes if b.majority is not None).values(), default=0) / len(votes),
-        "distinct_answers": float(np.mean([len(ballot.classes) for ballot in votes])),
-        "no_answer_share": 1 - answers.total() / samples,
-        "opaque_share": sum(ballot.opaque for ballot in votes) / samples,
-        "zero_variance_share": float(np.mean(reward_QN.min(1) == reward_QN.max(1))),
-        "dominant_answer_share": max(answers.values(), default=0) / samples,
-        "response_length": float(np.mean(lengths_QN)),
-        "truncated_share": float(np.mean(truncated_QN)),
+        "majority_share": float(tally.share_Q.mean()),
+        "saturated_share": float((tally.classes_Q == 1).mean()),
+        "same_majority_share": _most_common(tally.majority_Q) / len(reward_QN),
+        "distinct_answers": float(tally.classes_Q.mean()),
+        "no_answer_share": float((tally.key_QN == NONE).mean()),
+        "opaque_share": float(tally.opaque_Q.sum() / samples),
+        "zero_variance_share": float((reward_QN.min(1) == reward_QN.max(1)).mean()),
+        "dominant_answer_share": _most_common(tally.key_QN) / samples,
+        "response_length": float(tally.length_QN.mean()),
+        "truncated_share": float(tally.truncated_QN.mean()),
+        "halves_differ_share": float(tally.halves_differ_Q.mean()),
     }
-    known = [q for q, id in enumerate(ids) if answer_key is not None and answer_key.is_right(id, None) is not None]
-    if answer_key is not None and known:
-        right_QN = np.asarray([[answer_key.is_right(ids[q], key) for key in keys_QN[q]] for q in known], bool)
-        metrics["true_accuracy"] = float(right_QN.mean())
-        for name, stated in {"label": labels, "majority": [ballot.majority for ballot in votes]}.items():
-            metrics[f"{name}_accuracy"] = float(np.mean([bool(answer_key.is_right(ids[q], stated[q])) for q in known]))
+    if not np.isnan(tally.certainty_QN).all():
+        metrics["self_certainty"] = float(tally.certainty_QN.mean())
+    if known_Q.any():
+        metrics["true_accuracy"] = float(right_QN[known_Q].mean())
+        metrics["label_accuracy"] = float(tally.label_right_Q[known_Q].mean())
+        metrics["majority_accuracy"] = float(tally.majority_right_Q[known_Q].mean())
         if np.isin(reward_QN, (0.0, 1.0)).all():
-            metrics["reward_accuracy"] = float(np.mean((reward_QN[known] == 1.0) == right_QN))
+            metrics["reward_accuracy"] = float(((reward_QN == 1.0) == right_QN)[known_Q].mean())
     return metrics
+
+
+def _most_common(fingerprints: np.ndarray) -> int:
+    """How often the answer that is given most often is given."""
+    given = fingerprints[fingerprints != NONE]
+    return int(np.unique(given, return_counts=True)[1].max()) if given.size else 0
 
 
 class MetricsLog:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxselftrain.prompts import Encoded
-from jaxselftrain.votes import Vote
 
 
 def set_aside(encoded: Encoded, count: int) -> tuple[Encoded, Encoded]:
@@ -18,6 +17,9 @@ def set_aside(encoded: Encoded, count: int) -> tuple[Encoded, Encoded]:
     return probes, Encoded(others.questions, others.tokens, encoded.dropped_ids)
 
 
-def agreement(before: Sequence[str | None], votes: Sequence[Vote]) -> float:
-    """Share of the probe questions whose majority answer is that of the initial policy; none then and none now agree as well."""
-    return sum(old == ballot.majority for old, ballot in zip(before, votes, strict=True)) / len(before)
+def agreement(before: Sequence[int], now: Sequence[int]) -> float:
+    """Share of the probe questions whose majority answer is that of the initial policy; none then and none now agree as well.
+
+    Both are fingerprints of answers.
+    """
+    return sum(old == new for old, new in zip(before, now, strict=True)) / len(before)

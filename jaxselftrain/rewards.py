@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -76,8 +76,6 @@ def feedback(
     confidence: Mapping[str, np.ndarray],
     *,
     parts: Mapping[str, float],
-    minimum_share: float,
-    keep_fraction: float,
     choose: str,
     samples_trained: int,
     ids: Sequence[str],
@@ -101,10 +99,9 @@ def feedback(
     where a kind asks for them.
 
     A question that nothing can be learned from, because it has no label (nobody answered, a tie that abstains), has reward 0,
-    so no advantage, and is charged no KL; its tokens still count in token means, as in SRT's released code. Questions whose
-    majority share is below `minimum_share`, and all but the `keep_fraction` of the batch with the largest shares (rounded up;
-    the first ones of equal shares), are out: no weight and no KL. Trained on are `samples_trained` samples of each question,
-    the first ones or, with `choose` "random", others by a hash of (seed, step, id, sample), as TTRL has 64 vote and 32 learn.
+    so no advantage, and is charged no KL; its tokens still count in token means, as in SRT's released code. Trained on are
+    `samples_trained` samples of each question, the first ones or, with `choose` "random", others by a hash of (seed, step, id,
+    sample), as TTRL has 64 vote and 32 learn. See `keep` for questions that are left out.
 
     Raises ValueError for an unknown kind or choice, and when the lengths differ.
     """
@@ -122,14 +119,18 @@ def feedback(
     else:
         reward_QN = sum((weight * standardized(found[kind][0]) for kind, weight in parts.items()), np.zeros((Q, N)))
     says_something_Q = np.any([says_Q for _, says_Q in found.values()], 0)
-    is_kept_Q = np.asarray(kept([ballot.share for ballot in votes], minimum=minimum_share, fraction=keep_fraction))
     return Feedback(
         reward_QN=reward_QN.astype(np.float32),
-        weight_QN=np.repeat(is_kept_Q.astype(np.float32)[:, None], N, 1),
-        kl_weight_Q=(says_something_Q & is_kept_Q).astype(np.float32),
+        weight_QN=np.ones((Q, N), np.float32),
+        kl_weight_Q=says_something_Q.astype(np.float32),
         chosen_QM=np.asarray([chosen(N, samples_trained, choose=choose, seed=seed, step=step, id=id) for id in ids], np.int32),
         learn=np.asarray(True),
     )
+
+
+def kept_share(feedback: Feedback) -> float:
+    """Share of a batch's questions that are learned from."""
+    return float((feedback.weight_QN > 0).any(1).mean())
 
 
 def _rewards(kind, keys_QN, votes, labels, confidence, *, ids, seed, step) -> tuple[np.ndarray, np.ndarray]:
@@ -166,6 +167,16 @@ def kept(shares: Sequence[float], *, minimum: float, fraction: float) -> list[bo
     most = math.ceil(fraction * len(shares) - 1e-9)  # 0.1 * 30 is 3.0000000000000004
     first = set(sorted(range(len(shares)), key=lambda q: -shares[q])[:most])
     return [q in first and share >= minimum for q, share in enumerate(shares)]
+
+
+def keep(feedback: Feedback, shares: Sequence[float], *, minimum_share: float, keep_fraction: float) -> Feedback:
+    """The feedback on a whole batch without the questions that too few samples agree on, by their majority shares.
+
+    Those below `minimum_share`, and all but the `keep_fraction` of the batch with the largest shares (rounded up; the first ones
+    of equal shares), are out: no weight and no KL.
+    """
+    kept_Q = np.asarray(kept(shares, minimum=minimum_share, fraction=keep_fraction), np.float32)
+    return replace(feedback, weight_QN=feedback.weight_QN * kept_Q[:, None], kl_weight_Q=feedback.kl_weight_Q * kept_Q)
 
 
 def chosen(N: int, M: int, *, choose: str, seed: int, step: int, id: str) -> list[int]:

@@ -41,8 +41,11 @@ RULES = (  # the first match wins, and every parameter must have one
 
 
 def make_mesh(mesh: sections.Mesh, devices: list | None = None) -> Mesh:
-    """The (data, fsdp, samples, tensor) mesh over all devices. Raises UserError when the axes do not multiply to their number."""
-    devices = _devices() if devices is None else devices
+    """The (data, fsdp, samples, tensor) mesh over all devices. Raises UserError when the axes do not multiply to their number.
+
+    Devices of one process stand together, so that `tensor`, which talks most, stays within a machine as long as it can.
+    """
+    devices = sorted(_devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
     inner = mesh.fsdp * mesh.samples * mesh.tensor
     data = len(devices) // inner if mesh.data == -1 else mesh.data
     if data * inner != len(devices):

@@ -11,6 +11,7 @@ A stage that has a model is done. So a command that was stopped anywhere is simp
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,15 @@ def run_stages(config: Config, folder: Path) -> None:
     """`jaxselftrain train` on a config with stages. What is done already is passed over."""
     from jaxselftrain.exporting import export_run
     from jaxselftrain.label_file import run_label
+    from jaxselftrain.processes import several_by
     from jaxselftrain.training import run
 
+    by = several_by(os.environ)
+    if by is not None:
+        raise UserError(
+            f"{by} = {os.environ[by]}: a config with stages is trained by one process so far; train its stages one by one, each "
+            "with a config of its own"
+        )
     stages = plan(config, folder)
     if is_run_folder(folder):
         raise UserError(f"{folder} holds a run without stages; choose another train.folder")

@@ -15,6 +15,7 @@ from jaxselftrain.assembly import Parts
 from jaxselftrain.checkpoints import Checkpoints
 from jaxselftrain.errors import UserError
 from jaxselftrain.optimizer import init_moments
+from jaxselftrain.processes import put
 from jaxselftrain.questions import Question
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts, empty_rollouts
@@ -35,7 +36,7 @@ class Host:
     responses: list[dict] = field(default_factory=list)  # the samples of theirs that are logged
     bad_updates: int = 0
     bad_in_a_row: int = 0
-    probes: list[str | None] | None = None  # the initial policy's majority answers to the probe questions
+    probes: list[int] | None = None  # the initial policy's majority answers to the probe questions, as fingerprints
     best: float | None = None  # highest held-out avg@k so far
     best_step: int = 0
     since_best: int = 0  # evaluations after that
@@ -134,7 +135,7 @@ def _initial_state(parts: Parts, reference: dict[str, jax.Array] | None) -> Stat
     at = state_shardings(config, parts.architecture, parts.mesh)
     transform, dtype = make_transform(config), config.optimizer.state_dtype
     moments = jax.jit(lambda p: init_moments(transform, p, dtype=dtype), out_shardings=at.moments)(params)
-    count, seed = jax.device_put((np.int32(0), np.uint32(config.train.seed)), named(parts.mesh))
+    count, seed = put((np.int32(0), np.uint32(config.train.seed)), (named(parts.mesh),) * 2)
     teacher = jax.jit(new_teacher, out_shardings=at.teacher)(params) if config.keeps_teacher else None
     return State(params, moments, count, seed, reference, teacher)
 

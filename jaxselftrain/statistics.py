@@ -162,17 +162,17 @@ class Threshold(TypedDict):
     sample: float  # of these: share of right samples
 
 
-def thresholds(
-    right_QN: np.ndarray, keys_QN: Sequence[Sequence[str | None]], *, ties: str, opaque_may_win: bool
-) -> list[Threshold]:
+def majority_shares(keys_QN: Sequence[Sequence[str | None]], *, ties: str, opaque_may_win: bool) -> np.ndarray:
+    """Share of each question's answers that are its majority answer; 0 without any answer. [Q, N] -> [Q]."""
+    return np.asarray([vote(keys, ties=ties, denominator="valid", opaque_may_win=opaque_may_win).share for keys in keys_QN])
+
+
+def thresholds(share_Q: np.ndarray, majority_Q: np.ndarray, sample_Q: np.ndarray) -> list[Threshold]:
     """Accuracy and coverage as functions of the least majority share, one entry for each share that occurs, from small to large.
 
-    A question without any answer has share 0. This is what a filter such as reward.minimum_share would keep, and how right it is.
+    Of each question it takes the majority share, whether the majority is right (`maj_at_k`), and the share of right samples
+    (`avg_at_k`). This is what a filter such as reward.minimum_share would keep, and how right it is.
     """
-    ballots = [vote(keys, ties=ties, denominator="valid", opaque_may_win=opaque_may_win) for keys in keys_QN]
-    share_Q = np.asarray([ballot.share for ballot in ballots])
-    majority_Q = maj_at_k(right_QN, keys_QN, ties=ties, opaque_may_win=opaque_may_win)
-    sample_Q = avg_at_k(right_QN)
     found = []
     for share in np.unique(share_Q):
         is_in_Q = share_Q >= share

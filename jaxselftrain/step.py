@@ -11,7 +11,6 @@ evaluation. Both are jitted here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import jax
@@ -102,9 +101,7 @@ def compile_step(graph: nnx.GraphDef, config: Config, architecture: Architecture
     )
 
 
-def compile_sample(
-    graph: nnx.GraphDef, architecture: Architecture, mesh: Mesh, *, N: int, T: int, W: int
-) -> Callable[[dict[str, jax.Array], Prompts], Rollouts]:
+def compile_sample(graph: nnx.GraphDef, architecture: Architecture, mesh: Mesh, *, N: int, T: int, W: int) -> jax.stages.Wrapped:
     """The sampling program of evaluation: N samples a question, W of them at a time."""
 
     def sample_only(params, prompts):

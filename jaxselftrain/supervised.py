@@ -7,12 +7,12 @@ it is to teach itself.
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
 from jaxselftrain.answer_key import AnswerKey
 from jaxselftrain.assembly import Parts
 from jaxselftrain.errors import UserError
+from jaxselftrain.processes import put
 from jaxselftrain.prompts import Encoded, pad
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts
@@ -48,7 +48,7 @@ class GoldResponses:
             logp_QNT=np.zeros((len(indices), 1, tokens_QT.shape[1]), np.float32),
             temperature_N=np.ones(1, np.float32),
         )
-        return jax.device_put(made, rollout_shardings(self.parts.mesh))
+        return put(made, rollout_shardings(self.parts.mesh))
 
     def feedback(self) -> Feedback:
         """Reward 1 for every response."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -16,7 +17,7 @@ from jaxselftrain.config import Config
 from jaxselftrain.errors import UserError
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.loop import Control, Loop, Report
-from jaxselftrain.processes import refuse_several
+from jaxselftrain.processes import is_first, join, together, told_of_losses
 from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
 from jaxselftrain.run_folder import SUMMARY, close_folder, keep_decided, open_folder, run_folder
 from jaxselftrain.summary import show_summary, write_summary
@@ -80,27 +81,48 @@ def train(
 
 
 def _steps(config: Config, folder: Path, control: Control, say, watch) -> Generator[Report]:
-    refuse_several(os.environ)
+    join()
     config = keep_decided(config, folder)
-    lock, notes = open_folder(folder, config)
+    lock, notes = together(lambda: open_folder(folder, config) if is_first() else (None, []))
     settings = (
         f"raise update.micro_batches (now {config.update.micro_batches}; auto finds what fits) if the update does not fit; "
         "lower rollout.questions, vote.samples or rollout.max_tokens if sampling does not"
     )
+    again = f"the run in {folder} goes on from its newest checkpoint"
     try:
-        with told_of_limits(folder, settings), Interrupts() as interrupts:
-            with Loop(config, folder, notes, say=say, watch=watch) as loop:
+        with told_of_limits(folder, settings), Interrupts() as interrupts, own_folder(folder) as own:
+            if own != folder:
+                config, say = quiet(config), lambda text: None
+            with Loop(config, folder, notes, own=own, say=say, watch=watch) as loop, told_of_losses(again):
                 control.sources = loop.sources()
                 yield from loop.run(interrupts, control)
     finally:
-        close_folder(folder, lock)
+        if lock is not None:
+            close_folder(folder, lock)
+
+
+@contextmanager
+def own_folder(folder: Path) -> Iterator[Path]:
+    """Where this process writes what people read: the run folder for the first one, for others a folder that nobody reads."""
+    if is_first():
+        yield folder
+        return
+    with TemporaryDirectory() as own:
+        yield Path(own)
+
+
+def quiet(config: Config) -> Config:
+    """The config without loggers: one process of several has them."""
+    return config.model_copy(update={"log": config.log.model_copy(update={"tensorboard": False, "wandb": None})})
 
 
 def run(config: Config, folder: Path) -> None:
     """`train` as the command line runs it: a progress bar, then summary.json, a table and a picture."""
     steps, report = config.train.steps, None
+    join()
     # the delay: a mistake that is told at once is told without an empty bar above it
-    with Compilations() as compiled, tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr, delay=3) as bar:
+    bar = tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr, delay=3, disable=not is_first())
+    with Compilations() as compiled, bar:
         for report in train(config, folder, say=partial(bar.write, file=sys.stderr), watch=bar.set_description):
             if bar.n == 0:
                 bar.initial = bar.n = max(report.step - 1, 0)  # a resumed run's speed is that of the steps done now
@@ -116,5 +138,7 @@ def run(config: Config, folder: Path) -> None:
     cost: dict[str, Any] = {"compiled": compiled.summary(), "peak_memory_gib": peak_memory_gib()}
     if report is None and (folder / SUMMARY).is_file():  # nothing was left to do: the cost is that of who did it
         cost |= json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    if not is_first():
+        return
     write_summary(folder, compiled=cost["compiled"], memory=cost["peak_memory_gib"])
     show_summary(folder)

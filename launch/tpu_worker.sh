@@ -10,9 +10,12 @@ verb=${1-}
 shift || true
 runs=$HOME/jaxselftrain-run
 
-# The worker's number as JAX asks for it; the machine's name where there is no such service.
-worker=$(curl -sf -m 5 -H 'Metadata-Flavor: Google' \
-  http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number || hostname)
+metadata() { # as JAX asks for it
+  curl -sf -m 5 -H 'Metadata-Flavor: Google' "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
+
+# The worker's number; the machine's name where there is no such service.
+worker=$(metadata agent-worker-number || hostname)
 
 running() { # a number can be given again after a reboot, so its command must be ours, too
   [ -e "$runs/pid" ] && [ ! -e "$runs/code" ] && grep -qs jaxselftrain-venv "/proc/$(cat "$runs/pid")/cmdline"
@@ -50,11 +53,21 @@ setup() {
   install_here
 }
 
+join_others() { # the workers of a slice of several machines, as addresses or as name:id:address, in the order of their numbers
+  local endpoints workers
+  endpoints=$(metadata worker-network-endpoints || true)
+  IFS=, read -ra workers <<<"$endpoints"
+  if [ "${#workers[@]}" -gt 1 ]; then
+    export JAX_COORDINATOR_ADDRESS="${workers[0]##*:}:8482" JAX_NUM_PROCESSES="${#workers[@]}" JAX_PROCESS_ID="$worker"
+  fi
+}
+
 supervise() {
   local code=0
   cd "$HOME/jaxselftrain"
   # shellcheck disable=SC1091 # written by tpu_vm.sh
   . "$HOME/jaxselftrain-environment"
+  join_others
   echo "--- $(date -u '+%Y-%m-%d %H:%M:%S') UTC: jaxselftrain train $*"
   "$HOME/jaxselftrain-venv/bin/jaxselftrain" train "$@" &
   echo "$!" >"$runs/pid"

@@ -14,11 +14,19 @@ from hypothesis import strategies as st
 from jaxselftrain.answer_key import AnswerKey
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import METRICS, MetricsLog, metrics_page, read_metrics, vote_metrics
-from jaxselftrain.rewards import agreement
+from jaxselftrain.rewards import Feedback, agreement
 from jaxselftrain.sections import Log
+from jaxselftrain.tallies import count_up
 from jaxselftrain.votes import vote
 
 PLAIN = Log(tensorboard=False)
+
+
+def metrics_of(keys_QN, votes, labels, reward_QN, lengths_QN, truncated_QN, ids, key):
+    Q = len(keys_QN)
+    decided = Feedback(reward_QN, np.ones_like(reward_QN), np.ones(Q), np.zeros((Q, 1), int), np.asarray(True))
+    halves = [(None, None)] * Q
+    return vote_metrics(count_up(keys_QN, votes, halves, labels, decided, lengths_QN, truncated_QN, None, ids, key))
 
 
 def test_the_docs_show_every_metric_as_it_is_explained_here():
@@ -46,11 +54,12 @@ def test_vote_metrics_equal_loops_over_samples(keys_QN, golds, labels):
     reward_QN = np.asarray([agreement(keys, ballot.majority) for keys, ballot in zip(keys_QN, votes, strict=True)], np.float32)
     lengths_QN, truncated_QN = np.arange(Q * N).reshape(Q, N), np.arange(Q * N).reshape(Q, N) % 3 == 0
     key = AnswerKey({id: gold for id, gold in zip(ids, golds, strict=False) if gold is not None})
-    got = vote_metrics(keys_QN, votes, labels[:Q], reward_QN, lengths_QN, truncated_QN, ids, key)
+    got = metrics_of(keys_QN, votes, labels[:Q], reward_QN, lengths_QN, truncated_QN, ids, key)
 
     everything = [k for keys in keys_QN for k in keys]
     want = {
         "pseudo_reward": reward_QN.sum() / (Q * N),
+        "halves_differ_share": 0.0,
         "majority_share": sum(ballot.share for ballot in votes) / Q,
         "saturated_share": sum(len({k for k in keys if k is not None}) == 1 for keys in keys_QN) / Q,
         "same_majority_share": max(sum(ballot.majority == k for ballot in votes) for k in ("n:1", "n:2", "t:a", "o:b")) / Q,
@@ -73,7 +82,7 @@ def test_vote_metrics_equal_loops_over_samples(keys_QN, golds, labels):
             samples
         )
     assert got == pytest.approx(want) and set(got) <= set(METRICS)
-    without = vote_metrics(keys_QN, votes, labels[:Q], reward_QN, lengths_QN, truncated_QN, ids, None)
+    without = metrics_of(keys_QN, votes, labels[:Q], reward_QN, lengths_QN, truncated_QN, ids, None)
     assert without == {name: value for name, value in got.items() if not name.endswith("_accuracy")}
 
 
@@ -84,7 +93,7 @@ def test_collapse_shows_as_one_dominant_answer():
     for keys_QN in (one_for_all, each_its_own):
         votes = [vote(keys, ties="first", denominator="valid", opaque_may_win=True) for keys in keys_QN]
         zeros, none = np.zeros((3, 4)), [None] * 3
-        found = vote_metrics(keys_QN, votes, none, np.ones((3, 4)), zeros, zeros, ["a", "b", "c"], None)
+        found = metrics_of(keys_QN, votes, none, np.ones((3, 4)), zeros, zeros, ["a", "b", "c"], None)
         shares.append(found["dominant_answer_share"])
     assert shares == [1.0, pytest.approx(1 / 3)]
 

@@ -1,27 +1,67 @@
-"""Several processes are refused until they can train together, and so is a folder that is not on a local disk."""
+"""What processes tell each other, without the others; and folders that are not on a local disk are refused."""
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from runs import command, make_home
 
 from jaxselftrain.errors import UserError
-from jaxselftrain.processes import refuse_several, several_by
+from jaxselftrain.processes import any_of, gather, join, least_of, own_rows, pack, several_by, together, unpack
+from jaxselftrain.sections import Mesh
+from jaxselftrain.sharding import make_mesh
 
 
 @pytest.mark.parametrize(
     "environment", [{"JAX_NUM_PROCESSES": "2"}, {"SLURM_STEP_NUM_TASKS": "4"}, {"TPU_WORKER_HOSTNAMES": "a,b"}]
 )
-def test_one_of_several_processes_is_told_to_start_alone(environment):
-    ((name, value),) = environment.items()
-    with pytest.raises(UserError, match=f"{name} = {value} says that this is one of several processes"):
-        refuse_several(environment)
+def test_the_environment_says_that_there_are_several_processes(environment):
+    assert several_by(environment) == next(iter(environment))
 
 
 @pytest.mark.parametrize(
     "environment", [{}, {"JAX_NUM_PROCESSES": "1"}, {"SLURM_STEP_NUM_TASKS": "x"}, {"TPU_WORKER_HOSTNAMES": "a"}]
 )
-def test_a_process_alone_is_let_through(environment):
+def test_a_process_alone_joins_nobody(environment):
     assert several_by(environment) is None
     assert several_by(environment | {"JAX_NUM_PROCESSES": "3"}) == "JAX_NUM_PROCESSES"
+    join(environment)
+    assert not any_of(False) and any_of(True) and least_of(3) == 3 and together(lambda: 5) == 5
+    assert own_rows(make_mesh(Mesh(data=-1)), "questions", 16) == range(16)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [{"JAX_PROCESS_ID": "0"}, {"JAX_COORDINATOR_ADDRESS": "x:1"}, {"JAX_PROCESS_ID": "a", "JAX_COORDINATOR_ADDRESS": "x:1"}],
+)
+def test_half_of_an_address_is_one_sentence(missing):
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES = 2 says .* JAX_PROCESS_ID must say which"):
+        join({"JAX_NUM_PROCESSES": "2", **missing})
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 2**31))
+def test_what_is_packed_and_joined_is_unpacked_bit_for_bit(owners, seed):
+    """Row q belongs to process owners[q]; each packs its own, and all unpack what all have sent."""
+    Q, random = len(owners), np.random.default_rng(seed)
+    whole = [
+        np.arange(Q),
+        random.standard_normal((Q, 3)).astype(np.float32),
+        random.integers(0, 2**64, Q, np.uint64),
+        random.random((Q, 2, 2)) < 0.5,
+        np.full(Q, np.nan),
+    ]
+    mine = [[x[[q for q in range(Q) if owners[q] == process]] for x in whole] for process in range(4)]
+    sent = np.concatenate([pack(arrays, most=max(map(owners.count, range(4)))) for arrays in mine])
+    rows, *arrays = unpack(sent, mine[0])
+    assert sorted(rows) == list(range(Q))
+    for x, want in zip(arrays, whole[1:], strict=True):
+        assert x.dtype == want.dtype and x[np.argsort(rows)].tobytes() == want.tobytes()
+
+
+def test_rows_that_nobody_has_are_zero():
+    found = gather([2, 0], {"x": np.asarray([[1.5], [2.5]])}, most=2, total=4)
+    assert found["x"].tolist() == [[2.5], [0], [1.5], [0]]
 
 
 @pytest.mark.parametrize("stages", [[], [{"name": "one"}]], ids=["a run", "stages"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxselftrain.rewards import agreement, coin, feedback
+from jaxselftrain.rewards import agreement, coin, feedback, keep
 from jaxselftrain.votes import vote
 
 KEYS_QN = st.integers(2, 6).flatmap(
@@ -17,19 +17,22 @@ KEYS_QN = st.integers(2, 6).flatmap(
 )
 
 
-SETTINGS = {"parts": {"agreement": 1.0}, "minimum_share": 0.0, "keep_fraction": 1.0, "choose": "first", "seed": 0, "step": 0}
+SETTINGS = {"parts": {"agreement": 1.0}, "choose": "first", "seed": 0, "step": 0}
 
 
 def votes_of(keys_QN, *, ties="first", denominator="valid", opaque_may_win=True):
     return [vote(keys, ties=ties, denominator=denominator, opaque_may_win=opaque_may_win) for keys in keys_QN]
 
 
-def given_feedback(keys_QN, *, labels=None, confidence=None, kind=None, ties="first", samples_trained=2, **settings):
+def given_feedback(
+    keys_QN, *, labels=None, confidence=None, kind=None, ties="first", minimum_share=0, keep_fraction=1, **settings
+):
     votes = votes_of(keys_QN, ties=ties)
     ids = [f"q{i}" for i in range(len(keys_QN))]
     labels = [ballot.majority for ballot in votes] if labels is None else labels
-    settings |= {} if kind is None else {"parts": {kind: 1.0}}
-    return feedback(keys_QN, votes, labels, confidence or {}, samples_trained=samples_trained, ids=ids, **(SETTINGS | settings))
+    settings = SETTINGS | {"samples_trained": 2} | settings | ({} if kind is None else {"parts": {kind: 1.0}})
+    found = feedback(keys_QN, votes, labels, confidence or {}, ids=ids, **settings)
+    return keep(found, [ballot.share for ballot in votes], minimum_share=minimum_share, keep_fraction=keep_fraction)
 
 
 @given(KEYS_QN, st.sampled_from(["first", "abstain"]))

@@ -16,6 +16,7 @@ from jaxselftrain.statistics import (
     intervals,
     macro_average,
     maj_at_k,
+    majority_shares,
     paired_difference,
     paired_p_value,
     pass_at_k,
@@ -169,10 +170,15 @@ def test_p_values_of_no_difference_are_uniform_and_of_a_real_one_small():
     assert paired_p_value(before, before, seed=0) == 1.0
 
 
+def thresholds_of(right_QN, keys_QN):
+    how = {"ties": "first", "opaque_may_win": False}
+    return thresholds(majority_shares(keys_QN, **how), maj_at_k(right_QN, keys_QN, **how), avg_at_k(right_QN))
+
+
 def test_thresholds_by_hand():
     keys_QN = [["n:1"] * 4, ["n:1", "n:1", "n:2", "n:3"], ["n:1", "n:1", None, None], [None] * 4, ["n:2", "n:2", "n:2", "n:1"]]
     right_QN = np.asarray([[key == "n:1" for key in keys] for keys in keys_QN])
-    got = thresholds(right_QN, keys_QN, ties="first", opaque_may_win=False)
+    got = thresholds_of(right_QN, keys_QN)
     assert [entry["share"] for entry in got] == [0.0, 0.5, 0.75, 1.0]
     assert [entry["coverage"] for entry in got] == [1.0, 0.8, 0.6, 0.4]
     np.testing.assert_allclose([entry["majority"] for entry in got], [3 / 5, 3 / 4, 2 / 3, 1.0])
@@ -185,7 +191,7 @@ def test_thresholds_keep_what_a_minimum_share_keeps(Q, N, seed):
     keys_QN = np.random.default_rng(seed).choice(np.asarray([None, "n:1", "n:2", "n:3"], object), (Q, N)).tolist()
     right_QN = np.asarray([[key == "n:1" for key in keys] for keys in keys_QN])
     share_Q = [vote(keys, ties="first", denominator="valid", opaque_may_win=False).share for keys in keys_QN]
-    for entry in thresholds(right_QN, keys_QN, ties="first", opaque_may_win=False):
+    for entry in thresholds_of(right_QN, keys_QN):
         is_in = kept(share_Q, minimum=entry["share"], fraction=1.0)
         assert entry["coverage"] == pytest.approx(np.mean(is_in))
         assert entry["sample"] == pytest.approx(right_QN[is_in].mean())

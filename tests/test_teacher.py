@@ -13,6 +13,7 @@ from jaxselftrain.answer_key import AnswerKey
 from jaxselftrain.config import load_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.judge import judge
+from jaxselftrain.metrics import vote_metrics
 from jaxselftrain.questions import Question
 from jaxselftrain.rollouts import Taught
 from jaxselftrain.sharding import param_shardings
@@ -57,9 +58,9 @@ def test_the_teachers_majority_is_the_label():
     with Voter(config.answer, config.vote) as voter:
         said = {"voter": voter, "answer_key": AnswerKey({}), "teacher": {}, "step": 0}
         verdict = judge(config, asked, own, length_QN, ended_QN, {}, taught=taught, **said)
-    assert verdict.feedback.reward_QN.tolist() == [[0, 0, 0, 1], [0, 0, 0, 0]]  # nobody says 5
+    assert verdict.tally.reward_QN.tolist() == [[0, 0, 0, 1], [0, 0, 0, 0]]  # nobody says 5
     assert [ballot.majority for ballot in verdict.votes] == ["n:1", "n:4"]  # what is watched are the policy's own votes
-    assert verdict.metrics["pseudo_reward"] == 1 / 8 and len(verdict.responses[0]["samples"]) == 4
+    assert vote_metrics(verdict.tally)["pseudo_reward"] == 1 / 8 and len(verdict.responses[0]["samples"]) == 4
 
 
 def test_a_run_with_a_teacher_is_continued(tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import gcloud
 import pytest
+from processes import wait_until
 
 ROOT = Path(__file__).parent.parent
 ZONE = ["--zone=us-central1-a"]
@@ -32,6 +33,16 @@ case "$*" in
     printf '%s\\n' "$TEST_PROGRAM" >> "$(dirname "$0")/jaxselftrain"
     chmod +x "$(dirname "$0")/jaxselftrain" ;;
   *version_info*) echo py312 ;;
+esac
+"""
+
+
+# The metadata server of a worker.
+CURL = """#!/bin/sh
+case "$*" in
+  *Metadata-Flavor:\\ Google*/attributes/agent-worker-number) echo "$STAND_IN_WORKER" ;;
+  *Metadata-Flavor:\\ Google*/attributes/worker-network-endpoints) echo "$STAND_IN_ENDPOINTS" ;;
+  *) exit 22 ;;
 esac
 """
 
@@ -62,13 +73,14 @@ class Desk:
         subprocess.run("git init -q && git add .", shell=True, cwd=self.root, check=True)
         commands = folder / "bin"
         write(commands / "gcloud", f'#!/bin/sh\nexec {sys.executable} -S -E {ROOT}/tests/gcloud.py "$@"\n')
-        write(commands / "curl", "#!/bin/sh\necho $STAND_IN_WORKER\n")
+        write(commands / "curl", CURL)
         write(commands / "python3.12", PYTHON)
         self.environment = {
             **{name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "WANDB_API_KEY", "ZONE", "PROJECT")},
             "PATH": f"{commands}:{os.environ['PATH']}",
             "STAND_IN": str(self.cloud),
             "STAND_IN_PRIVATE": "HF_TOKEN MY_VARIABLE",
+            "STAND_IN_ENDPOINTS": "w-0:8470:10.0.0.5,w-1:8470:10.0.0.6",
             "POLL_SECONDS": "0",
             "TEST_PROGRAM": "exec sleep 20",
             "HF_TOKEN": SECRET,
@@ -322,6 +334,25 @@ def test_a_run_that_dies_is_not_started_again(desk):
     done = restarting(desk, "exit 3")
     assert done.returncode == 3 and "the run died with code 3" in done.stderr
     assert desk.commands().count("tpu-vm scp") == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "found"),
+    [
+        ("w-0:8470:10.0.0.5,w-1:8470:10.0.0.6", ["10.0.0.5:8482 2 0", "10.0.0.5:8482 2 1"]),
+        ("host-a,host-b", ["host-a:8482 2 0", "host-a:8482 2 1"]),
+        ("w-0:8470:10.0.0.5", ["none", "none"]),
+        ("", ["none", "none"]),
+    ],
+)
+def test_the_workers_of_a_slice_find_each_other(endpoints, found, desk):
+    program = 'echo "${JAX_COORDINATOR_ADDRESS:-none} $JAX_NUM_PROCESSES $JAX_PROCESS_ID" > "$HOME/others"'
+    desk.state()
+    done = desk("run", *HERE, desk.config, TEST_PROGRAM=program, STAND_IN_ENDPOINTS=endpoints)
+    assert done.returncode == 0, done.stderr
+    for worker, want in zip(desk.workers, found, strict=True):
+        assert wait_until(lambda worker=worker: (worker / "others").exists() and (worker / "others").read_text().endswith("\n"))
+        assert (worker / "others").read_text().strip() == want
 
 
 def test_workers_that_die_because_one_was_taken_away_are_started_again(desk):

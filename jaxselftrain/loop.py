@@ -249,6 +249,9 @@ class Loop:
         self.checkpoints.forget_after(alarm["to"])
         del self.state, self.rollouts  # their memory is needed
         self._begin()
+        if self.host.step < alarm["to"]:  # that one was damaged
+            self.log.cut_back(self.host.step)
+            cut_back_evaluations(self.folder / EVALUATIONS, self.host.step)
         self.host.alarms, self.host.rollbacks, self.host.rate = before.alarms, before.rollbacks + 1, alarm["rate"]
         self._prepare()
 

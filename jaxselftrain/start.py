@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxselftrain.assembly import Parts
 from jaxselftrain.checkpoints import Checkpoints
+from jaxselftrain.digests import bits
 from jaxselftrain.errors import UserError
 from jaxselftrain.optimizer import init_moments
 from jaxselftrain.processes import put
@@ -109,15 +110,14 @@ def begin(
         learn=np.asarray(False),
     )
     reference = parts.params() if config.keeps_reference else None
-    steps = checkpoints.steps()
-    if not steps:
-        rollouts = jax.jit(empty, out_shardings=rollouts_at)()
-        host = Host(reference=_sums(reference), questions=_fingerprint(questions, teacher))
-        return _initial_state(parts, reference), rollouts, nothing, host
     abstract = abstract_state(config, parts.architecture), jax.eval_shape(empty)
     at = state_shardings(config, parts.architecture, parts.mesh), rollouts_at
     state, rollouts = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), abstract, at)
-    saved = checkpoints.restore(steps[-1], state, rollouts, nothing)
+    saved = checkpoints.restore_newest(state, rollouts, nothing, say=say)
+    if saved is None:
+        rollouts = jax.jit(empty, out_shardings=rollouts_at)()
+        host = Host(reference=_sums(reference), questions=_fingerprint(questions, teacher))
+        return _initial_state(parts, reference), rollouts, nothing, host
     host = Host(**saved.host)
     say(f"resuming after step {host.step}")
     _check_reference(host, reference, config.model.path)
@@ -162,9 +162,5 @@ def _sums(params: dict[str, jax.Array] | None) -> dict[str, int] | None:
     if params is None:
         return None
 
-    def bits(x):
-        unsigned = {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
-        return jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32).sum(dtype=jnp.uint32)
-
-    sums = jax.jit(lambda p: {name: bits(x) for name, x in p.items()})(params)
+    sums = jax.jit(lambda p: {name: bits(x).sum(dtype=jnp.uint32) for name, x in p.items()})(params)
     return {name: int(x) for name, x in jax.device_get(sums).items()}

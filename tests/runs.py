@@ -73,15 +73,16 @@ def write_config(folder: Path, **sections) -> Path:
     return path
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "PYTHONPATH": str(Path(__file__).parents[1])}
+def environment(*, devices: int = 1) -> dict[str, str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
-def start(*arguments: str, **options) -> subprocess.Popen:
-    """The command line in a process of its own."""
+def start(*arguments: str, devices: int = 1, **options) -> subprocess.Popen:
+    """The command line in a process of its own, with so many simulated devices."""
     command = [sys.executable, "-m", "jaxselftrain.cli", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(), **pipes, **options)
+    return subprocess.Popen(command, env=environment(devices=devices), **pipes, **options)
 
 
 def command(*arguments: str, timeout: float = 300) -> tuple[int, str, str]:

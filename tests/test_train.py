@@ -13,6 +13,7 @@ from runs import command, final_weights, lines, make_home, start, wait_for_step,
 from jaxselftrain import asking, loop
 from jaxselftrain.ballots import Ballots
 from jaxselftrain.batches import Batches
+from jaxselftrain.checkpoints import Checkpoints
 from jaxselftrain.config import load_config, override_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.training import train
@@ -213,9 +214,11 @@ def guarded(config, folder):
 
 
 def test_only_explicit_transfers_and_two_programs(home, finished, tmp_path, monkeypatch):
-    fetches, programs = [], []
+    fetches, programs, saves = [], [], []
     real_get, real_step, real_sample = jax.device_get, loop.compile_step, asking.compile_sample
     monkeypatch.setattr(jax, "device_get", lambda x: fetches.append(1) or real_get(x))
+    real_save = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda *a, **k: saves.append(1) or real_save(*a, **k))
     monkeypatch.setattr(loop, "compile_step", lambda *a, **k: programs.append(real_step(*a, **k)) or programs[-1])
     monkeypatch.setattr(asking, "compile_sample", lambda *a, **k: programs.append(real_sample(*a, **k)) or programs[-1])
     schedule = ("optimizer.schedule=cosine", "optimizer.warmup_steps=2")  # nothing of it is computed on the host
@@ -223,7 +226,8 @@ def test_only_explicit_transfers_and_two_programs(home, finished, tmp_path, monk
     rates = [line["learning_rate"] for line in lines(tmp_path / "run")[1:]]
     np.testing.assert_allclose(rates, 1e-3 * np.asarray([1 / 3, 2 / 3, 1, 0.853553, 0.5, 0.146447]), rtol=1e-5)
     evaluations, batches = 4, 2
-    assert len(fetches) == 7 + evaluations * batches  # one a step, one a batch of evaluation, and nothing else
+    # one a step, one a batch of evaluation, the digests of what is saved, and nothing else
+    assert len(fetches) == 7 + evaluations * batches + len(saves)
     assert [program._cache_size() for program in programs] == [1, 1]
 
 

@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 from jaxselftrain.config import Config, load_config, override_config, to_yaml
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import read_alarms, read_metrics
-from jaxselftrain.run_folder import CHECKPOINTS, SUMMARY, replace_text
+from jaxselftrain.remote import CHECKPOINTS
+from jaxselftrain.run_folder import SUMMARY, replace_text
 from jaxselftrain.stages import plan
 from jaxselftrain.trends import FOLLOWED
 

@@ -23,16 +23,18 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxselftrain import sections
 from jaxselftrain.assembly import Parts
 from jaxselftrain.digests import digests, text_digest
 from jaxselftrain.errors import UserError
+from jaxselftrain.processes import any_of, is_first, wait_for_all
 from jaxselftrain.resources import disk_is_full
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts
-from jaxselftrain.run_folder import CHECKPOINTS
+from jaxselftrain.run_folder import checkpoints_of
 from jaxselftrain.update import State
 
 METRIC = "heldout/avg"  # what `best` means
@@ -73,10 +75,10 @@ class Checkpoints:
     For the process that holds the folder's lock: it clears away what a kill left half-written.
     """
 
-    def __init__(self, folder: Path, settings: sections.Checkpoint):
+    def __init__(self, folder: epath.PathLike, settings: sections.Checkpoint):
         self._quiet = ExitStack()
         self._quiet.enter_context(quiet())
-        self.folder = folder.absolute()
+        self.folder = absolute(folder)
         # Orbax keeps metrics only beside a single best checkpoint, and cannot open a folder where one of theirs is damaged.
         self._scores: dict[int, dict[str, float]] = {}
         policies: list[managers.PreservationPolicy] = [managers.LatestN(settings.keep), Highest(HEALTHY, self._scores)]
@@ -129,10 +131,13 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in reversed(self.steps()):
+            why = None
             try:
                 saved = self.restore(step, state, rollouts, feedback)
             except DamagedError as error:
-                damaged[step] = str(error)
+                why = str(error)
+            if any_of(why is not None):
+                damaged[step] = why or "another process could not read it"
                 continue
             for bad, why in damaged.items():
                 place = self._put_aside(bad)
@@ -164,13 +169,16 @@ class Checkpoints:
                 _compare(kept, _digests(saved, metrics))
         return saved
 
-    def _put_aside(self, step: int) -> Path:
+    def _put_aside(self, step: int) -> epath.Path:
         """Moves a step's folder out of Orbax's sight, and says where to; nothing is deleted."""
-        aside = self.folder.with_name(self.folder.name + ".damaged")
+        aside = self.folder.parent / (self.folder.name + ".damaged")
         aside.mkdir(exist_ok=True)
         places = (aside / (f"{step}.{number}" if number else str(step)) for number in itertools.count())
         place = next(place for place in places if not place.exists())
-        (self.folder / str(step)).rename(place)
+        wait_for_all()
+        if is_first():
+            (self.folder / str(step)).rename(place)
+        wait_for_all()
         self._scores.pop(step, None)
         self.manager.reload()
         return place
@@ -212,10 +220,16 @@ def _compare(kept: Mapping[str, int], found: Mapping[str, int]) -> None:
         raise DamagedError(f"changed since it was saved: {', '.join(changed[:3])}{more}")
 
 
-def _scores(folder: Path) -> dict[str, float]:
+def absolute(folder: epath.PathLike) -> epath.Path:
+    """As Orbax wants it; what is in a bucket already is."""
+    path = epath.Path(folder)
+    return path if "://" in str(path) else epath.Path(Path(path).absolute())
+
+
+def _scores(folder: epath.Path) -> dict[str, float]:
     """The metrics that a checkpoint was saved with; none where it is damaged, which is told when it is restored."""
     try:
-        return dict(_opened(json.loads((folder / "host" / "metadata").read_text(encoding="utf-8")))[1])
+        return dict(_opened(json.loads((folder / "host" / "metadata").read_text()))[1])
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
@@ -230,7 +244,7 @@ def checkpoint_params(
 
     Raises UserError when it is not there, is damaged, or holds another model's weights.
     """
-    folder = (run / CHECKPOINTS).absolute()
+    folder = absolute(checkpoints_of(run))
     if not folder.is_dir():
         raise UserError(f"{run} holds no checkpoint yet")
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "host": ocp.JsonCheckpointHandler()}

@@ -85,19 +85,25 @@ def train(
     never stopped.
     """
     from jaxselftrain.config import load_config, to_yaml
+    from jaxselftrain.remote import place_of
     from jaxselftrain.run_folder import run_folder
     from jaxselftrain.stages import plan, run_stages
 
     resolved = load_config(config, overrides or ())
     folder = run_folder(resolved, config.stem)
     plan(resolved, folder)  # says what is wrong with a stage
+    if resolved.stages and place_of(resolved.train.folder) is not None:
+        raise UserError(f"train.folder = {resolved.train.folder}: the stages of a config are kept on a local disk so far")
     if print_config:
         typer.echo(to_yaml(resolved), nl=False)
         return
     from jaxselftrain.training import run
 
     try:
-        (run_stages if resolved.stages else run)(resolved, folder=folder)
+        if resolved.stages:
+            run_stages(resolved, folder=folder)
+        else:
+            run(resolved, config.stem)
     except Resumable as stopped:
         again = shlex.join(["jaxselftrain", "train", str(config), *(overrides or ())])
         raise Resumable(f"{stopped}; resume with: {again}") from None

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from jaxselftrain.answer_key import AnswerKey
 from jaxselftrain.asking import Asker
@@ -170,17 +171,17 @@ class Evaluator:
         return cross_check(judged, workers=config.vote.workers)
 
 
-def all_rows(rows: list[dict[str, Any]], ids: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+def all_rows(rows: list[dict[str, Any]], ids: Sequence[str], folder: epath.Path) -> list[dict[str, Any]]:
     """The rows of all processes in the order of `ids`, for the first one; they pass through files in `folder`, which all see."""
     if not are_several():
         return rows
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / f"rows_{jax.process_index()}.part", "".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"rows_{jax.process_index()}.part").write_text("".join(json.dumps(row) + "\n" for row in rows))
     wait_for_all()
     if not is_first():
         return rows
     parts = [folder / f"rows_{number}.part" for number in range(jax.process_count())]
-    found = {row["id"]: row for part in parts for row in map(json.loads, part.read_text(encoding="utf-8").splitlines())}
+    found = {row["id"]: row for part in parts for row in map(json.loads, part.read_text().splitlines())}
     for part in parts:
         part.unlink()
     return [found[id] for id in ids]

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from jaxselftrain.alarm import Raised
 from jaxselftrain.answer_key import load_answer_key
@@ -31,9 +32,10 @@ from jaxselftrain.labels import NEED_GOLD
 from jaxselftrain.material import open_material
 from jaxselftrain.metrics import MetricsLog
 from jaxselftrain.processes import any_of, compile_in_all, fetch, put, together
+from jaxselftrain.remote import CHECKPOINTS, Copy
 from jaxselftrain.rewards import Feedback, kept_share, with_questions
 from jaxselftrain.rollouts import Prompts, Rollouts
-from jaxselftrain.run_folder import CHECKPOINTS, EVALUATIONS, SUMMARY, begin_folder
+from jaxselftrain.run_folder import EVALUATIONS, SUMMARY, begin_folder
 from jaxselftrain.start import Host, begin
 from jaxselftrain.step import compile_step, feedback_shardings
 from jaxselftrain.supervised import GoldResponses
@@ -81,20 +83,26 @@ class Loop:
     def __init__(
         self,
         config: Config,
-        folder: Path,
+        kept: epath.Path,
         notes: list[str],
         *,
         own: Path,
+        cache: Path,
+        copy: Copy | None,
         say: Callable[[str], None],
         watch: Callable[[str], None],
     ):
-        """`own` is the run folder as well, but for processes that do not keep it: what they write for people goes there."""
+        """What is written for people goes to `own`: the run folder, or one that nobody reads where another process keeps it.
+
+        `kept` is where checkpoints go, and what processes pass to each other; where it is elsewhere, `copy` keeps the rest there.
+        """
         self.began = time.monotonic()
-        self.run_folder, self.folder, self.say, self.watch = folder, own, say, watch
+        self.kept, self.copy, self.folder, self.say, self.watch = kept, copy, own, say, watch
         for note in notes:
             say(f"changed since the run started: {note}")
-        say(f"run folder {folder}; opening {config.model.path}")
-        material = together(lambda: open_material(config, cache=folder.parent / ".compilation_cache", say=say))
+        where = f"run folder {own}, kept in {kept}" if copy is not None and copy.is_elsewhere else f"run folder {own}"
+        say(f"{where}; opening {config.model.path}")
+        material = together(lambda: open_material(config, cache=cache, say=say))
         self.parts, self.width, self.teacher = material.parts, material.width, material.teacher
         self.config = config = self.parts.config  # what it left to `auto` is decided
         self.answer_key, self.encoded, asked = material.answer_key, material.training, material.held_out
@@ -122,7 +130,7 @@ class Loop:
                 self.evaluator = Evaluator(self.parts, asked, load_answer_key(config.evaluate.questions), self.voter, self.width)
             self.log = opened.enter_context(closing(MetricsLog(own, config.log)))
             begin_folder(own, config, sorted({f"{d.platform}: {d.device_kind}" for d in jax.devices()}))
-            self.checkpoints = opened.enter_context(closing(Checkpoints(folder / CHECKPOINTS, config.checkpoint)))
+            self.checkpoints = opened.enter_context(closing(Checkpoints(kept / CHECKPOINTS, config.checkpoint)))
             self.opened = opened.pop_all()
 
     def __enter__(self):
@@ -314,7 +322,7 @@ class Loop:
         self.say(f"step {step}: evaluating on {total} held-out questions")
         evaluation = self.evaluator.run(self.state.params, tick=lambda done: self.watch(f"evaluating {done}/{total}"))
         ids = [question.id for question in self.evaluator.questions.questions]
-        rows = all_rows(evaluation.rows, ids, self.run_folder / EVALUATIONS)
+        rows = all_rows(evaluation.rows, ids, self.kept / EVALUATIONS)
         replace(evaluation, rows=rows).write(self.folder / EVALUATIONS, f"step_{step:06d}")
         return evaluation.metrics() | {"heldout/seconds": time.perf_counter() - started}
 
@@ -367,6 +375,8 @@ class Loop:
             if host.note_health():
                 metrics[HEALTHY] = float(host.calm or 0.0)
             self.checkpoints.save(host.step, Saved(self.state, self.rollouts, self.votes, asdict(host)), metrics=metrics)
+            if self.copy is not None:
+                self.copy.keep()
         return due
 
     def _told_to_stop(self) -> bool:

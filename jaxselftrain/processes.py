@@ -212,6 +212,15 @@ def together(act: Callable[[], Any]) -> Any:
     return result
 
 
+def from_first(act: Callable[[], str]) -> str:
+    """What `act` says in the first process, in all of them."""
+    if not are_several():
+        return act()
+    text = act().encode() if is_first() else b""
+    size = int(_each(np.asarray([len(text)], np.int64)).max())
+    return _each(np.frombuffer(text.ljust(size, b"\0"), np.uint8))[0].tobytes().decode()
+
+
 def wait_for_all() -> None:
     """Returns once every process has come here, however long one takes.
 

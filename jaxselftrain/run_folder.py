@@ -14,32 +14,36 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from etils import epath
 from filelock import FileLock, Timeout
 
 from jaxselftrain.config import Config, changed_fields, load_config, parse_config, to_yaml
 from jaxselftrain.errors import UserError
+from jaxselftrain.remote import CHECKPOINTS, LOCK, here, home
 
-CONFIG, ENVIRONMENT, CHECKPOINTS, EVALUATIONS, LOCK = "config.yaml", "environment.json", "checkpoints", "evaluations", ".lock"
+CONFIG, ENVIRONMENT, EVALUATIONS = "config.yaml", "environment.json", "evaluations"
 SUMMARY = "summary.json"
 # What a start leaves that was killed before the folder became a run folder, which config.yaml, written last, makes it.
 BEGUN = {LOCK, ENVIRONMENT, f"{ENVIRONMENT}.tmp", f"{CONFIG}.tmp", "wandb_run"}
 PACKAGES = ("jaxselftrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 
 
+def with_folder(config: Config, name: str, folder: str | None = None) -> Config:
+    """The config with {name} and {seed} filled in train.folder, or with another folder."""
+    folder = folder or config.train.folder.replace("{name}", name).replace("{seed}", str(config.train.seed))
+    return config.model_copy(update={"train": config.train.model_copy(update={"folder": folder})})
+
+
 def run_folder(config: Config, name: str) -> Path:
-    """The folder of train.folder, {name} and {seed} filled in."""
-    folder = Path(config.train.folder.replace("{name}", name).replace("{seed}", str(config.train.seed)))
-    check_local(folder)
-    return folder
+    """The folder of train.folder, {name} and {seed} filled in; where that is elsewhere, the one on this machine."""
+    return here(with_folder(config, name).train.folder)
 
 
-def check_local(folder: Path) -> None:
-    """Raises UserError for a bucket, before a local folder of its name is made."""
-    scheme, _, bucket = str(folder).partition(":/")
-    if bucket and scheme.isalnum() and len(scheme) > 1:  # Path makes one slash of two; one letter is a drive
-        raise UserError(
-            f"train.folder = {scheme}://{bucket.lstrip('/')}: a run is kept on a local disk so far; name a local folder"
-        )
+def checkpoints_of(run: Path) -> epath.Path:
+    """Where the checkpoints of a run folder are: in it, or where the run is kept."""
+    if (run / CHECKPOINTS).is_dir() or not (run / CONFIG).is_file():
+        return epath.Path(run / CHECKPOINTS)
+    return home(read_config(run).train.folder, run) / CHECKPOINTS
 
 
 def read_config(folder: Path) -> Config:
@@ -49,9 +53,11 @@ def read_config(folder: Path) -> Config:
     return load_config(folder / CONFIG, ())
 
 
-def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
-    """Locks the folder, and writes nothing else; gives the lock and the free fields that changed on resume."""
-    check_local(folder)
+def open_folder(folder: Path, kept: epath.Path, config: Config) -> tuple[FileLock, list[str]]:
+    """Locks the folder, and writes nothing else; gives the lock and the free fields that changed on resume.
+
+    `kept` is where its checkpoints are.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run folder {folder} is a file; choose another train.folder")
     known = is_run_folder(folder)
@@ -66,7 +72,7 @@ def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
     except OSError as error:
         raise UserError(f"run folder {folder} cannot be made: {error.strerror}") from None
     free: list[str] = []
-    if known and has_checkpoint(folder):
+    if known and has_checkpoint(kept):
         fixed, free = changed_fields(read_config(folder), config)
         if fixed:
             lock.release()
@@ -77,9 +83,9 @@ def open_folder(folder: Path, config: Config) -> tuple[FileLock, list[str]]:
     return lock, free
 
 
-def keep_decided(config: Config, folder: Path) -> Config:
+def keep_decided(config: Config, folder: Path, kept: epath.Path) -> Config:
     """The config with what it leaves to `auto` as the run in the folder decided it, so that the run goes on bit for bit."""
-    if config.is_decided or not (is_run_folder(folder) and has_checkpoint(folder)):
+    if config.is_decided or not (is_run_folder(folder) and has_checkpoint(kept)):
         return config
     old, model, update = read_config(folder), config.model, config.update
     if model.remat == "auto":
@@ -102,8 +108,8 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / ENVIRONMENT).is_file()
 
 
-def has_checkpoint(folder: Path) -> bool:
-    steps = folder / CHECKPOINTS
+def has_checkpoint(kept: epath.Path) -> bool:
+    steps = kept / CHECKPOINTS
     return steps.is_dir() and any(entry.name.isdigit() for entry in steps.iterdir())
 
 

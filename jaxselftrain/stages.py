@@ -87,7 +87,7 @@ def run_stages(config: Config, folder: Path) -> None:
                 overrides=(),
                 config_path=None,
             )
-        run(stage.config, stage.run)
+        run(stage.config, stage.run.name)
         export_run(run=stage.run, out=stage.model, step=None, newest=False, overrides=())
 
 

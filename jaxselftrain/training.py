@@ -13,13 +13,14 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from jaxselftrain.config import Config
+from jaxselftrain.config import Config, parse_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.loop import Control, Loop, Report
-from jaxselftrain.processes import is_first, join, together, told_of_losses
+from jaxselftrain.processes import from_first, is_first, join, together, told_of_losses
+from jaxselftrain.remote import Copy, here, home
 from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
-from jaxselftrain.run_folder import SUMMARY, close_folder, keep_decided, open_folder, run_folder
+from jaxselftrain.run_folder import SUMMARY, close_folder, keep_decided, open_folder, with_folder
 from jaxselftrain.summary import show_summary, write_summary
 
 
@@ -69,31 +70,36 @@ def train(
 ) -> Training:
     """Trains in a run folder, resuming what it holds; the Training yields a Report before the first update and after every one.
 
-    Without a folder it is the config's train.folder, with `run` for {name}. `callback` hears each report before it is yielded;
-    where it returns False the run saves and ends. `say` hears what a person should know: what was dropped, changed or resumed,
-    and what is being waited for; `watch` what is going on at the moment, often.
+    Without a folder it is the config's train.folder, with `run` for {name}; either may be gs://... (see remote.py). `callback`
+    hears each report before it is yielded; where it returns False the run saves and ends. `say` hears what a person should
+    know: what was dropped, changed or resumed, and what is being waited for; `watch` what is going on at the moment, often.
 
     Iterating raises UserError for what the user can change, and Resumable after SIGTERM or Ctrl-C, once everything is saved.
     """
     if config.stages:
         raise UserError("train takes a run without stages: see stages.plan for the runs that they stand for")
-    return Training(config, run_folder(config, "run") if folder is None else Path(folder), callback, say, watch)
+    settled = with_folder(config, "run") if folder is None else with_folder(config, "run", str(folder))
+    return Training(settled, here(settled.train.folder), callback, say, watch)
 
 
 def _steps(config: Config, folder: Path, control: Control, say, watch) -> Generator[Report]:
     join()
-    config = keep_decided(config, folder)
-    lock, notes = together(lambda: open_folder(folder, config) if is_first() else (None, []))
+    kept = together(lambda: home(config.train.folder, folder))
+    copy = Copy(folder, kept, say=say) if is_first() else None
+    if copy is not None:
+        copy.fetch()
+    config = parse_config(json.loads(from_first(lambda: keep_decided(config, folder, kept).model_dump_json())))
+    lock, notes = together(lambda: open_folder(folder, kept, config) if is_first() else (None, []))
     settings = (
         f"raise update.micro_batches (now {config.update.micro_batches}; auto finds what fits) if the update does not fit; "
         "lower rollout.questions, vote.samples or rollout.max_tokens if sampling does not"
     )
-    again = f"the run in {folder} goes on from its newest checkpoint"
+    again, cache = f"the run in {kept} goes on from its newest checkpoint", folder.parent / ".compilation_cache"
     try:
         with told_of_limits(folder, settings), Interrupts() as interrupts, own_folder(folder) as own:
             if own != folder:
                 config, say = quiet(config), lambda text: None
-            with Loop(config, folder, notes, own=own, say=say, watch=watch) as loop, told_of_losses(again):
+            with Loop(config, kept, notes, own=own, cache=cache, copy=copy, say=say, watch=watch) as loop, told_of_losses(again):
                 control.sources = loop.sources()
                 yield from loop.run(interrupts, control)
     finally:
@@ -116,14 +122,15 @@ def quiet(config: Config) -> Config:
     return config.model_copy(update={"log": config.log.model_copy(update={"tensorboard": False, "wandb": None})})
 
 
-def run(config: Config, folder: Path) -> None:
-    """`train` as the command line runs it: a progress bar, then summary.json, a table and a picture."""
-    steps, report = config.train.steps, None
+def run(config: Config, name: str) -> None:
+    """`train` as the command line runs it, with `name` for {name}: a progress bar, then summary.json, a table and a picture."""
+    config = with_folder(config, name)
+    folder, steps, report = here(config.train.folder), config.train.steps, None
     join()
     # the delay: a mistake that is told at once is told without an empty bar above it
     bar = tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr, delay=3, disable=not is_first())
     with Compilations() as compiled, bar:
-        for report in train(config, folder, say=partial(bar.write, file=sys.stderr), watch=bar.set_description):
+        for report in train(config, say=partial(bar.write, file=sys.stderr), watch=bar.set_description):
             if bar.n == 0:
                 bar.initial = bar.n = max(report.step - 1, 0)  # a resumed run's speed is that of the steps done now
             bar.set_description("training")
@@ -142,3 +149,4 @@ def run(config: Config, folder: Path) -> None:
         return
     write_summary(folder, compiled=cost["compiled"], memory=cost["peak_memory_gib"])
     show_summary(folder)
+    Copy(folder, home(config.train.folder, folder), say=print).keep()

@@ -1,10 +1,9 @@
-"""What processes tell each other, without the others; and folders that are not on a local disk are refused."""
+"""What processes tell each other, without the others."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import command, make_home
 
 from jaxselftrain.errors import UserError
 from jaxselftrain.processes import any_of, gather, join, least_of, own_rows, pack, several_by, together, unpack
@@ -62,12 +61,3 @@ def test_what_is_packed_and_joined_is_unpacked_bit_for_bit(owners, seed):
 def test_rows_that_nobody_has_are_zero():
     found = gather([2, 0], {"x": np.asarray([[1.5], [2.5]])}, most=2, total=4)
     assert found["x"].tolist() == [[2.5], [0], [1.5], [0]]
-
-
-@pytest.mark.parametrize("stages", [[], [{"name": "one"}]], ids=["a run", "stages"])
-def test_a_bucket_is_refused_and_nothing_is_made(stages, tmp_path, monkeypatch):
-    make_home(tmp_path, questions=8, held_out=4, first_held_out=20, stages=stages)
-    monkeypatch.chdir(tmp_path)
-    code, _, err = command("train", str(tmp_path / "config.yaml"), "train.folder=gs://bucket/runs/first")
-    assert code == 2 and "train.folder = gs://bucket/runs/first: a run is kept on a local disk so far" in err
-    assert "Traceback" not in err and not (tmp_path / "gs:").exists()

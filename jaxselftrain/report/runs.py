@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from jaxselftrain.config import Config
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import (
@@ -21,7 +23,7 @@ from jaxselftrain.metrics import (
     read_metrics,
     read_rolled_back,
 )
-from jaxselftrain.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, SUMMARY, read_config
+from jaxselftrain.run_folder import CONFIG, EVALUATIONS, SUMMARY, checkpoints_of, read_config
 
 AVG = "heldout/avg"  # what the best checkpoint is chosen by
 
@@ -95,7 +97,7 @@ def read_run(folder: Path, name: str) -> Run:
         lines=lines,
         rolled_back=read_rolled_back(folder),
         alarms=read_alarms(folder),
-        checkpoints=_checkpoints(folder / CHECKPOINTS),
+        checkpoints=_checkpoints(checkpoints_of(folder)),
         finished=is_finished(folder),
     )
 
@@ -152,7 +154,7 @@ def _no_run(folder: Path) -> Config:
     return read_config(folder)  # which says so
 
 
-def _checkpoints(folder: Path) -> list[int]:
+def _checkpoints(folder: epath.Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()) if folder.is_dir() else []
 
 

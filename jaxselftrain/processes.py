@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxselftrain.errors import Resumable, UserError
 from jaxselftrain.sharding import named
 
-HEARTBEAT = 60  # seconds without a sign of life after which JAX takes a process for dead, and ends the others
+HEARTBEAT = 100  # seconds without a sign of life after which JAX takes a process for dead, and ends the others
 LOST = ("Gloo", "NCCL", "oordination", "onnection", "eartbeat", "UNAVAILABLE", "DEADLINE_EXCEEDED")  # how JAX tells of it
 SENTENCE = 2048  # bytes of a message that is passed on
 PATIENCE = 24 * 60 * 60  # seconds that processes wait for a slow one, which gives signs of life

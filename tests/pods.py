@@ -22,6 +22,7 @@ class Pod:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        self.began = time.time()
         self.logs = [logs.with_name(f"{logs.name}.{number}.log") for number in range(count)]
         self.processes = []
         for number, log in enumerate(self.logs):
@@ -32,7 +33,7 @@ class Pod:
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(number),
             }
-            with log.open("w") as file:
+            with log.open("a") as file:
                 self.processes.append(
                     subprocess.Popen([*program, *arguments], env=environment() | own, stdout=file, stderr=subprocess.STDOUT)
                 )
@@ -49,14 +50,16 @@ class Pod:
     def signal(self, number: int, which: signal.Signals) -> None:
         os.kill(self.processes[number].pid, which)
 
-    def wait(self, seconds: float = 300) -> list[int]:
+    def wait(self, seconds: float = 600) -> list[int]:
         """The exit codes of all."""
         end = time.monotonic() + seconds
         return [process.wait(max(end - time.monotonic(), 0.1)) for process in self.processes]
 
-    def wait_for_step(self, run: Path, step: int, seconds: float = 240) -> None:
+    def wait_for_step(self, run: Path, step: int, seconds: float = 400) -> None:
+        """Returns once these processes, and none before them, have written the step."""
         end = time.monotonic() + seconds
-        while not any(line["step"] >= step for line in lines(run)):
+        metrics = run / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_mtime > self.began and any(row["step"] >= step for row in lines(run))):
             ended = [process.poll() for process in self.processes]
             assert ended == [None] * len(ended), (ended, self.told())
             assert time.monotonic() < end, self.told()

@@ -15,7 +15,7 @@ from pods import Pod
 from runs import lines, make_home, without_times
 
 STEPS = 8
-WITHIN = 60.0  # seconds, in which the others end after one has died
+WITHIN = 150.0  # seconds, in which the others end after one has died
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-# make demo | test | long | lint | check | clean: each makes or updates .venv first, and only when something changed.
+# make demo | test | long | faults | lint | check | clean: each makes or updates .venv first, and only when something changed.
 # make demo PYTHON=python3.12 chooses the interpreter of a new .venv.
 
 PYTHON ?= python3
@@ -19,7 +19,7 @@ RUN     := runs/quickstart
 CONTROL := runs/quickstart-random
 PICTURE := runs/quickstart-compared.png
 
-.PHONY: demo test long lint check clean
+.PHONY: demo test long faults lint check clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -63,6 +63,10 @@ test: $(VENV)/.test
 
 long: $(VENV)/.test
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long $(ARGS)
+
+# A hundred kills at random moments of small runs, none of which may lose anything: about half an hour.
+faults: $(VENV)/.test
+	$(BIN)/python tests/faults/campaign.py --kills 100 $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

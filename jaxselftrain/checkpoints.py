@@ -124,13 +124,16 @@ class Checkpoints:
             if later > step:
                 self.manager.delete(later)
 
-    def restore_newest(self, state: State, rollouts: Rollouts, feedback: Feedback, *, say: Callable[[str], None]) -> Saved | None:
+    def restore_newest(
+        self, state: State, rollouts: Rollouts, feedback: Feedback, *, say: Callable[[str], None], last: int | None = None
+    ) -> Saved | None:
         """The newest checkpoint that is whole, placed as `restore` does; None where there is no checkpoint at all.
 
-        Damaged ones after it are moved aside, and each is told. Raises UserError where none is whole, and then moves none.
+        Only those up to step `last` count, where it is given. Damaged ones are moved aside, and each is told. Raises UserError
+        where none is whole, and then moves none.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps()):
+        for step in reversed([step for step in self.steps() if last is None or step <= last]):
             why = None
             try:
                 saved = self.restore(step, state, rollouts, feedback)
@@ -146,8 +149,9 @@ class Checkpoints:
         if not damaged:
             return None
         told = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
+        which = "no checkpoint" if last is None else f"no checkpoint up to step {last}"
         raise UserError(
-            f"no checkpoint in {self.folder} is whole ({told}); put back a copy of one, or start over in another train.folder"
+            f"{which} in {self.folder} is whole ({told}); put back a copy of one, or start over in another train.folder"
         )
 
     def restore(self, step: int, state: State, rollouts: Rollouts, feedback: Feedback) -> Saved:

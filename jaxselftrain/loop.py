@@ -235,11 +235,11 @@ class Loop:
             self.indices, self.prompts = self.batches.next(self.host)
         return list(ballots.values())
 
-    def _begin(self) -> None:
-        """Takes up the newest checkpoint, or the beginning."""
+    def _begin(self, *, last: int | None = None) -> None:
+        """Takes up the newest checkpoint, of those up to step `last` where that is given, or the beginning."""
         labels = self.teacher if self.config.label.file is not None else {}
         self.state, self.rollouts, self.votes, self.host = begin(
-            self.parts, self.checkpoints, self.encoded.questions, labels, width=self.width, say=self.say
+            self.parts, self.checkpoints, self.encoded.questions, labels, width=self.width, say=self.say, last=last
         )
 
     def _prepare(self) -> None:
@@ -251,15 +251,15 @@ class Loop:
         """Takes up the healthiest checkpoint, or the initial policy; what came after is forgotten, but for the alarm itself."""
         before = self.host
         alarm = before.alarms[-1]
-        last = alarm["to"] or -1  # the beginning is measured again
+        del self.state, self.rollouts  # their memory is needed
+        self.checkpoints.wait()
+        self._begin(last=alarm["to"])
+        # Now that this one is read, the later ones may go; and they go first: a kill before the next line is a run that goes on
+        # from here and comes to the same alarm.
+        self.checkpoints.forget_after(self.host.step)
+        last = self.host.step or -1  # the beginning is measured again
         self.log.roll_back(last, alarm=alarm["step"], number=before.rollbacks + 1)
         cut_back_evaluations(self.folder / EVALUATIONS, last)
-        self.checkpoints.forget_after(alarm["to"])
-        del self.state, self.rollouts  # their memory is needed
-        self._begin()
-        if self.host.step < alarm["to"]:  # that one was damaged
-            self.log.cut_back(self.host.step)
-            cut_back_evaluations(self.folder / EVALUATIONS, self.host.step)
         self.host.alarms, self.host.rollbacks, self.host.rate = before.alarms, before.rollbacks + 1, alarm["rate"]
         self._prepare()
 

@@ -88,11 +88,13 @@ def begin(
     *,
     width: int,
     say: Callable[[str], None],
+    last: int | None = None,
 ) -> tuple[State, Rollouts, Feedback, Host]:
     """The newest checkpoint's state, rollouts, feedback and counters; without one, the initial policy's and empty ones.
 
-    Raises UserError when the questions, a teacher's labels of them (by id) or the reference weights are no longer those that the
-    run started from.
+    Checkpoints after step `last`, where it is given, are passed over; one that is damaged is told, and the one before is taken.
+    Raises UserError when none is whole, and when the questions, a teacher's labels of them (by id) or the reference weights are
+    no longer those that the run started from.
     """
     config = parts.config
     M, N, Q = config.samples_trained, config.vote.samples, config.rollout.questions
@@ -113,7 +115,7 @@ def begin(
     abstract = abstract_state(config, parts.architecture), jax.eval_shape(empty)
     at = state_shardings(config, parts.architecture, parts.mesh), rollouts_at
     state, rollouts = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), abstract, at)
-    saved = checkpoints.restore_newest(state, rollouts, nothing, say=say)
+    saved = checkpoints.restore_newest(state, rollouts, nothing, say=say, last=last)
     if saved is None:
         rollouts = jax.jit(empty, out_shardings=rollouts_at)()
         host = Host(reference=_sums(reference), questions=_fingerprint(questions, teacher))

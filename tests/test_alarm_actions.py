@@ -1,10 +1,12 @@
 """What a run does when its alarm is raised: warn, stop, roll back, take the teacher's labels; killed and resumed in between."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from runs import command, final_weights, lines, make_home, without_times
+from runs import command, environment, final_weights, lines, make_home, without_times
 
 from jaxselftrain.alarm import Raised
 from jaxselftrain.answers import answer_key
@@ -91,6 +93,46 @@ def test_a_rollback_goes_on_from_the_healthy_checkpoint_with_a_lower_rate(home, 
     assert steps == sorted(set(steps)), "no step appears twice"
     rates = {row["step"]: row["learning_rate"] for row in lines(run) if "learning_rate" in row}
     assert rates[crossing[1] - 1] == pytest.approx(3e-3) and rates[crossing[1]] == pytest.approx(3e-4)
+
+
+# The command line, where the checkpoint that a rollback wants has lost its rollouts.
+TORN = """
+import shutil, sys
+from jaxselftrain.checkpoints import Checkpoints
+
+real = Checkpoints.restore_newest
+
+def torn(self, *args, last=None, **more):
+    if last is not None:
+        shutil.rmtree(self.folder / str(last) / "rollouts")
+    return real(self, *args, last=last, **more)
+
+Checkpoints.restore_newest = torn
+from jaxselftrain.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_rollback_to_a_damaged_checkpoint_takes_the_one_before(home, crossing):
+    """What the damaged one would have put back is sampled and learned again."""
+    run, healthy = home / "torn", crossing[1] - 1
+    given = ["alarm.window=2", "alarm.patience=1", "alarm.action=rollback", "alarm.rate=0.1", "alarm.rollbacks=1"]
+    given += [f"alarm.signals={{entropy_drift: {crossing[0]}}}", f"train.folder={run}"]
+    arguments = ["train", str(home / "config.yaml"), *given]
+    done = subprocess.run(
+        [sys.executable, "-c", TORN, *arguments], env=environment(), capture_output=True, text=True, timeout=600
+    )
+    said = done.stderr
+    assert done.returncode == 0 and "Traceback" not in said, said
+    alarm = read_alarms(run)[0]
+    assert (alarm["action"], alarm["to"]) == ("rollback", healthy)
+    assert f"the checkpoint of step {healthy} is damaged (" in said and f"resuming after step {healthy - 1}" in said
+    assert [row["step"] for row in read_rolled_back(run)] == [healthy, crossing[1]]
+    rows = lines(run)
+    steps = [row["step"] for row in rows if row["step"]]
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] >= crossing[1]  # none is missing or twice
+    rates = {row["step"]: row["learning_rate"] for row in rows if "learning_rate" in row}
+    assert rates[healthy - 1] == pytest.approx(3e-3) and rates[healthy] == pytest.approx(3e-4)
 
 
 def test_a_rollback_by_surprise_goes_back_to_where_it_was_lowest(home):

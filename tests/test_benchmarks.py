@@ -163,6 +163,12 @@ def test_sampling_compares_variants_of_ours(model):
     assert compared("sampling.py", model, "--variant", "rollout.rows=2 rollout.top_k=5") == sides
 
 
+def test_a_checkpoint_has_its_price():
+    printed, _ = script("checkpoints.py", "--shape", "tiny", "--repetitions", "1")
+    cells = dict(rows(printed, "a checkpoint of 107 k parameters"))
+    assert cells["in memory"] == "1.35 MB" and float(cells["the loop waits for a save"].removesuffix(" s")) > 0
+
+
 @pytest.mark.parametrize("name", ["step.py", pytest.param("memory.py", marks=pytest.mark.long)])
 def test_whole_steps_of_ours_alone(name, model):
     assert compared(name, model, "--set", "update.micro_batches=2") == ["jaxselftrain"]

@@ -48,12 +48,12 @@ class Few:
         shutil.copytree(self.folder, to)
         return to
 
-    def restored(self, folder, say=lambda text: None):
+    def restored(self, folder, say=lambda text: None, **last):
         """The step that is gone on from; asserts that it is what was saved."""
         like = self.saved[1]
         checkpoints = Checkpoints(folder, sections.Checkpoint(keep=3))
         try:
-            found = checkpoints.restore_newest(abstract(like.state), abstract(like.rollouts), like.feedback, say=say)
+            found = checkpoints.restore_newest(abstract(like.state), abstract(like.rollouts), like.feedback, say=say, **last)
         finally:
             checkpoints.close()
         want = self.saved[found.host["step"]]
@@ -119,6 +119,18 @@ def test_a_missing_item_is_named_and_the_folder_is_kept_aside(few, tmp_path, ite
     shutil.rmtree(folder / "3" / "state")
     assert few.restored(folder) == 2  # once more
     assert sorted(path.name for path in (tmp_path / "checkpoints.damaged").iterdir()) == ["3", "3.1"]
+
+
+def test_those_after_a_step_are_passed_over_and_left_alone(few, tmp_path):
+    folder = few.copy(tmp_path / "checkpoints")
+    shutil.rmtree(folder / "3" / "state")
+    assert few.restored(folder, last=2) == 2
+    shutil.rmtree(folder / "2" / "state")
+    assert few.restored(folder, last=2) == 1
+    assert [path.name for path in (tmp_path / "checkpoints.damaged").iterdir()] == ["2"] and (folder / "3").is_dir()
+    shutil.rmtree(folder / "1" / "state")
+    with pytest.raises(UserError, match="no checkpoint up to step 2 in .* is whole"):
+        few.restored(folder, last=2)
 
 
 def test_a_changed_counter_of_the_hosts_is_seen(few, tmp_path):

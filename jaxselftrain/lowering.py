@@ -112,7 +112,7 @@ def compiled_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = re.search(r"Used ([\d.]+)([KMGT]) of", str(error))
+        used = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", str(error))
         raise DoesNotFit(float(used[1]) * UNITS[used[2]] if used else math.inf) from None
 
 

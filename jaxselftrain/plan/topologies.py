@@ -118,7 +118,8 @@ def planned_devices(topology: Topology) -> list[Any]:
         raise UserError("planning for a TPU needs its compiler, which runs on any x86 machine: pip install -e '.[plan]'")
     # asked of no metadata server, and said once: the compiler needs no TPU, and complains of each of these that it misses
     told = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for variable, value in (told | {"TPU_WORKER_ID": "0", "TF_CPP_MIN_LOG_LEVEL": "3"}).items():
+    told |= {"TPU_WORKER_ID": "0", "TF_CPP_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # two plans at a time
+    for variable, value in told.items():
         os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
@@ -146,7 +147,7 @@ def _slice_shape(name: str, kind: str, number: int) -> str:
 
 def _near(name: str, known: dict[str, Chip]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]}?)" if near else ""
+    return f" (did you mean {near[0]}?)" if near and near[0] != name else ""
 
 
 def _this_machine() -> Chip:

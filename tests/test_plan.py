@@ -114,10 +114,14 @@ HLO = """HloModule jit_step
 metadata={op_name="jit(step)/update/while/body/gradient/dot"}
   %again = bf16[64,128]{1,0} all-gather(%a), channel_id=1, replica_groups=mesh['x'=4,'y'=2] {'x'}
   %f = bf16[2,32]{1,0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="jit(step)/update/scoring/x"}
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%i, %two)
+  ROOT %t = (s32[]{:T(128)}, f32[8]) tuple(%next, %z), backend_config={}
 }
 
 %condition (p: (s32[], f32[8])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(28)
+  %limit = s32[]{:T(128)} constant(56)
   %counter = s32[]{:T(128)} get-tuple-element(%p), index=0
   ROOT %lt = pred[]{:T(512)} compare(%counter, %limit), direction=LT
 }

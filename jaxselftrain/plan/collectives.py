@@ -112,7 +112,7 @@ def _walk(
             yield CUT if is_cut else collective[1], line, times, loop, inside, here
         elif repeated := _WHILE.search(line):
             condition, body = repeated[1], repeated[2]
-            count = _trips(line, computations.get(condition, []))
+            count = _trips(line, computations.get(condition, []), computations.get(body, []))
             outer = loop if count is not None else loop or body
             for part in (condition, body):
                 yield from _walk(computations, part, times * (count or 1), outer, body, here)
@@ -125,21 +125,37 @@ def _walk(
                 yield from _walk(computations, part, times, loop, inside, here)
 
 
-def _trips(line: str, condition: list[str]) -> int | None:
-    """How often a loop runs: as the compiler says, or by the constant that its counter is compared with, from 0 in ones."""
+def _trips(line: str, condition: list[str], body: list[str]) -> int | None:
+    """How often a loop runs: as the compiler says, or by the constant that its counter, from 0, is compared with."""
     if found := _TRIPS.search(line):
         return int(found[1])
-    constants, root = {}, ""
-    for step in condition:
-        if constant := re.search(r"%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)", step):
-            constants[constant[1]] = int(constant[2])
-        if step.lstrip().startswith("ROOT"):
-            root = step
+    root = next((step for step in condition if step.lstrip().startswith("ROOT")), "")
     compared = re.search(r" compare\(([^)]*)\), direction=LT", root)
     if compared is None:
         return None
-    names = [part.split()[-1].lstrip("%") for part in compared[1].split(", ")]
-    counter = [step for step in condition if re.search(rf"%?{re.escape(names[0])} = [su]32\[\]", step)]
-    if not counter or " get-tuple-element(" not in counter[0]:
-        return None
-    return constants.get(names[-1])
+    counter, limit = (part.split()[-1].lstrip("%") for part in compared[1].split(", "))
+    place, constant = _places(condition).get(counter), _constants(condition).get(limit)
+    return None if place is None or constant is None else -(-constant // _stride(body, place))
+
+
+def _stride(body: list[str], place: int) -> int:
+    """What a loop adds to its counter each time: 2 where the compiler has unrolled it; 1 where it cannot be told."""
+    root = next((step for step in body if step.lstrip().startswith("ROOT")), "")
+    results = re.findall(r"%([\w.\-]+)", root.rpartition(" tuple(")[2].partition("),")[0])
+    if place >= len(results):
+        return 1
+    added = next((step for step in body if re.search(rf"%{re.escape(results[place])} = [su]32\[\]", step)), "")
+    operands = re.findall(r"%([\w.\-]+)", added.rpartition(" add(")[2].partition(")")[0])
+    return next((value for name, value in _constants(body).items() if name in operands), 1)
+
+
+def _constants(steps: list[str]) -> dict[str, int]:
+    """Name -> value of a computation's whole numbers."""
+    found = (re.search(r"%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)", step) for step in steps)
+    return {one[1]: int(one[2]) for one in found if one}
+
+
+def _places(steps: list[str]) -> dict[str, int]:
+    """Name -> place in the loop's carry of the whole numbers that a computation takes from it."""
+    found = (re.search(r"%?([\w.\-]+) = [su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)", step) for step in steps)
+    return {one[1]: int(one[2]) for one in found if one}

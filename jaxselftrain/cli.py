@@ -109,7 +109,6 @@ def train(
 )
 def plan(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings of the run.")],
-    overrides: Overrides = None,
     topology: Annotated[
         str,
         typer.Option(
@@ -117,7 +116,8 @@ def plan(
             "gpu:KINDxNUMBER with h200, h100, a100-80g, l4 or rtx4090 (gpu:h200x1), or cpu.",
             show_default=False,
         ),
-    ] = ...,  # type: ignore[assignment]
+    ],
+    overrides: Overrides = None,
     architecture: Annotated[
         Path | None,
         typer.Option(

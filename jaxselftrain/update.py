@@ -81,7 +81,8 @@ def learn(
     settings = config.update
     batch = make_batch(config, rollouts, feedback)
     per_step = batch.prompt_length_Q.shape[0] // settings.minibatches
-    splits_questions = micro_parts(graph, config, state, batch, per_step, config.micro_batches)[1] > 1 or config.mesh.samples > 1
+    pieces = _parts_of(graph, config, state, batch, Q=per_step, micro=config.micro_batches)[1]
+    splits_questions = pieces > 1 or config.mesh.samples > 1
     if settings.epochs * settings.minibatches > 1 or (splits_questions and config.charges_kl_in_reward):
         with jax.named_scope("scoring"):
             batch = _score_first(graph, config, state, batch)
@@ -150,18 +151,21 @@ def _coefficients(aggregation: str, weight_QMT, length_QM, parts: int):
     return per_token_QMT / jnp.where(total_Q > 0, total_Q, 1.0)[:, None, None]
 
 
-def micro_parts(graph: nnx.GraphDef, config: Config, state: State, batch: Batch, Q: int, micro: int) -> tuple[int, int]:
-    """(groups of whole questions, pieces of each question's samples) that Q questions' micro-batches are made of.
+def micro_parts(*, Q: int, M: int, micro: int, devices: int) -> tuple[int, int]:
+    """(groups of whole questions, pieces of each question's samples) that the micro-batches of Q questions are made of.
 
-    As many groups as leave each device that splits questions one of its own, the rest in pieces: a part with fewer questions
-    than such devices would leave some idle. Where the samples do not divide into so many pieces, that is how it is.
+    As many groups as leave each of the `devices` that split questions one of its own, the rest in pieces of its M samples: a part
+    with fewer questions than devices would leave some idle. Where the pieces do not divide the samples, that is how it is.
     """
-    devices = shards(nnx.merge(graph, state.params).mesh, "questions")
     groups = math.gcd(micro, max(Q // devices, 1))
-    pieces = micro // groups
-    if batch.mask_QMT.shape[1] // config.mesh.samples % pieces:
+    if M % (micro // groups):
         return min(micro, Q), max(micro // Q, 1)
-    return groups, pieces
+    return groups, micro // groups
+
+
+def _parts_of(graph: nnx.GraphDef, config: Config, state: State, batch: Batch, *, Q: int, micro: int) -> tuple[int, int]:
+    devices = shards(nnx.merge(graph, state.params).mesh, "questions")
+    return micro_parts(Q=Q, M=batch.mask_QMT.shape[1] // config.mesh.samples, micro=micro, devices=devices)
 
 
 def gradient(graph: nnx.GraphDef, config: Config, state: State, batch: Batch):
@@ -170,7 +174,7 @@ def gradient(graph: nnx.GraphDef, config: Config, state: State, batch: Batch):
     The gradients of several micro-batches are added up in float32. That of a single one has the weights' dtype, as each of
     them has, and needs no sum beside it.
     """
-    groups, pieces = micro_parts(graph, config, state, batch, batch.prompt_length_Q.shape[0], config.micro_batches)
+    groups, pieces = _parts_of(graph, config, state, batch, Q=batch.prompt_length_Q.shape[0], micro=config.micro_batches)
     parts = _split(batch, groups, pieces, devices=config.mesh.samples)
     value_and_grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
     first = jax.tree.map(lambda x: x[0], parts)
@@ -282,7 +286,7 @@ def _score_first(graph, config, state, batch):
     """Log-probs before any inner step, and advantages from them: for several inner steps, or a KL in the rewards of questions
     that are split."""
     Q = batch.prompt_length_Q.shape[0]
-    groups, pieces = micro_parts(graph, config, state, batch, Q, config.micro_batches * config.update.minibatches)
+    groups, pieces = _parts_of(graph, config, state, batch, Q=Q, micro=config.micro_batches * config.update.minibatches)
 
     def one(part):
         old_QMT, _ = score(ready(graph, state.params), part)

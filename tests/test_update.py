@@ -250,9 +250,7 @@ def test_no_device_is_idle_in_a_micro_batch(micro, parts):
     update, reference = {"kl_coefficient": 0.2, "kl_in": "reward"}, params(seed=5)
     _, whole, sums = updated(tiny_config(update=update), reference=reference)
     config = tiny_config(update=update | {"micro_batches": micro}, mesh={"fsdp": 2})
-    mesh = mesh_of(config, 2)
-    batch = make_batch(config, rollouts(), votes())
-    assert micro_parts(graph(mesh), config, state(config, mesh), batch, Q, micro) == parts
+    assert micro_parts(Q=Q, M=N, micro=micro, devices=2) == parts
     _, split, split_sums = updated(config, reference=reference)
     np.testing.assert_allclose(whole.moments[1][0].mu["w_q_LDHK"], split.moments[1][0].mu["w_q_LDHK"], atol=1e-6)
     np.testing.assert_allclose(split_sums["kl"], sums["kl"], rtol=1e-4)

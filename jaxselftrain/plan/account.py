@@ -20,6 +20,7 @@ from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.sampler import rows_per_question, segments
 from jaxselftrain.scoring import LOGIT_BYTES
 from jaxselftrain.sharding import shards
+from jaxselftrain.update import micro_parts
 
 WIDE = 4  # bytes of a float32
 ITEMSIZE = {"float32": 4, "bfloat16": 2}
@@ -81,18 +82,18 @@ def share_of(config: Config, a: Architecture, mesh: Mesh, *, width: int) -> Shar
     parts, questions = shards(mesh, "samples"), config.rollout.questions
     W = rows_per_question(config.rollout, mesh, Q=questions, N=config.vote.samples, parts=parts)
     own = max(questions // shards(mesh, "questions"), 1)
-    micro = config.micro_batches
-    groups = math.gcd(micro, max(own // config.update.minibatches, 1))
+    M, per_step = config.samples_trained // parts, questions // config.update.minibatches
+    pieces = micro_parts(Q=per_step, M=M, micro=config.micro_batches, devices=shards(mesh, "questions"))[1]
     tensor = mesh.shape["tensor"]
     return Share(
         Q=own,
         N=config.vote.samples // parts,
-        M=config.samples_trained // parts,
+        M=M,
         W=W,
         C=width,
         T=config.rollout.max_tokens,
-        pieces=micro // groups,
-        micro=micro,
+        pieces=pieces,
+        micro=config.micro_batches,
         weights=mesh.shape["fsdp"] * tensor,
         tensor=tensor,
         kv=tensor if a.G % tensor == 0 else 1,
@@ -134,7 +135,7 @@ def made_bytes(config: Config, a: Architecture, share: Share) -> dict[str, dict[
         "logits": 2 * s.Q * s.W * a.V / s.tensor * WIDE,
     }
     # one micro-batch: rows of the questions it has, of which remat keeps something in every layer
-    questions = max(s.Q / (s.micro / s.pieces), 1)
+    questions = max(s.Q / config.update.minibatches / (s.micro / s.pieces), 1)
     tokens = questions * (s.C + s.M / s.pieces * (s.T - 1))
     heads, kv_heads, F = a.H * a.K / s.tensor, a.G * a.K / s.kv, a.F / s.tensor
     projected = 2 * a.D + heads + 2 * kv_heads + 2 * F

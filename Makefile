@@ -35,7 +35,7 @@ $(VENV)/.core: setup.cfg pyproject.toml $(PINS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(INSTALL) -e '.[test]'
+	$(INSTALL) -e '.[test,plan]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.core

@@ -17,7 +17,6 @@ from pathlib import Path
 import jax
 import machine
 import numpy as np
-from counts import Work, decode, layer_weights, memory, parameters, prefill, tokens, update
 from ours import Run, initial_params, make_config, open_model
 from shapes import SHAPES
 from tables import show, si, told
@@ -25,6 +24,7 @@ from turns import MODEL, at_least_one
 from workloads import WORKLOADS, Workload, questions, workload
 
 from jaxselftrain.config import Config
+from jaxselftrain.counts import Work, decode, layer_weights, memory, parameters, prefill, tokens, update
 from jaxselftrain.huge_pages import restart_with_huge_pages
 from jaxselftrain.metrics import read_metrics
 from jaxselftrain.model.architecture import Architecture

@@ -16,15 +16,13 @@ from jaxselftrain import prompts as prompt_texts
 from jaxselftrain.config import Config
 from jaxselftrain.errors import UserError
 from jaxselftrain.model.architecture import Architecture
-from jaxselftrain.model.kernels import Kernel, check_kernel
 from jaxselftrain.model.loading import Weights, load_params, open_model
-from jaxselftrain.model.policy import Remat, abstract_policy
 from jaxselftrain.model.tokenizer import Tokenizer, load_tokenizer
 from jaxselftrain.processes import put
 from jaxselftrain.questions import Question
 from jaxselftrain.rollouts import Prompts, Sampling
 from jaxselftrain.sharding import make_mesh, named, param_shardings
-from jaxselftrain.step import prompt_shardings
+from jaxselftrain.step import policy_graph, prompt_shardings
 from jaxselftrain.stopping import cut_at_stop, stop_table
 
 TRAINING, EVALUATION, LABELS, PROBES = 0, 1, 2, 4  # noise streams; step.TEACHER is 3
@@ -45,12 +43,7 @@ class Parts:
 
     @cached_property
     def graph(self) -> nnx.GraphDef:
-        model = self.config.model
-        remat: Remat = "layers" if model.remat == "auto" else model.remat  # only updates know it: sampling may leave it at auto
-        kernel: Kernel | None = None if model.attention == "plain" else model.attention
-        if kernel is not None:
-            check_kernel(kernel, model.compute_dtype, self.architecture.K, self.mesh.devices.flat[0].platform)
-        return abstract_policy(self.architecture, compute_dtype=model.compute_dtype, remat=remat, mesh=self.mesh, kernel=kernel)
+        return policy_graph(self.config, self.architecture, self.mesh)
 
     @cached_property
     def stop_SV(self) -> jax.Array:

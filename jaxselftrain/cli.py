@@ -87,11 +87,12 @@ def train(
     from jaxselftrain.config import load_config, to_yaml
     from jaxselftrain.remote import place_of
     from jaxselftrain.run_folder import run_folder
-    from jaxselftrain.stages import plan, run_stages
+    from jaxselftrain.stages import plan as plan_stages
+    from jaxselftrain.stages import run_stages
 
     resolved = load_config(config, overrides or ())
     folder = run_folder(resolved, config.stem)
-    plan(resolved, folder)  # says what is wrong with a stage
+    plan_stages(resolved, folder)  # says what is wrong with a stage
     if resolved.stages and place_of(resolved.train.folder) is not None:
         raise UserError(f"train.folder = {resolved.train.folder}: the stages of a config are kept on a local disk so far")
     if print_config:
@@ -107,6 +108,55 @@ def train(
     except Resumable as stopped:
         again = shlex.join(["jaxselftrain", "train", str(config), *(overrides or ())])
         raise Resumable(f"{stopped}; resume with: {again}") from None
+
+
+@app.command(
+    epilog="Examples: `jaxselftrain plan configs/qwen2.5_math_7b_v5e-64.yaml --topology v5e:8x8`, "
+    "`jaxselftrain plan configs/qwen2.5_1.5b_24gb.yaml --topology gpu:l4x1 rollout.rows=32`"
+)
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings of the run.")],
+    topology: Annotated[
+        str,
+        typer.Option(
+            help="Devices to plan for: KIND:SHAPE with v4, v5e, v5p, v6e or tpu7x (v5e:4x4), a cloud's slice (v5p-128), "
+            "gpu:KINDxNUMBER with h200, h100, a100-80g, l4 or rtx4090 (gpu:h200x1), or cpu.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    architecture: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model's config.json; without it, that of the model's folder, the one in `architectures` beside CONFIG, or "
+            "the hub's.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of the longest prompt; without it, prompt.max_tokens.", show_default=False)
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="File for the same figures as JSON.", show_default=False)] = None,
+    search: Annotated[
+        bool, typer.Option("--search/--no-search", help="Where it does not fit, look for the smallest change that does.")
+    ] = True,
+) -> None:
+    """Say what a step will need on devices that are not here: memory, operations, transfers, time at the least.
+
+    For TPUs the real training step is compiled by the real compiler, which runs on any x86 machine (`pip install -e
+    '.[plan]'`); for GPUs and CPUs it is worked out. Needs no weights, no tokenizer and no questions.
+    """
+    from jaxselftrain.plan.command import run_plan
+
+    run_plan(
+        config_path=config,
+        overrides=tuple(overrides or ()),
+        topology=topology,
+        architecture=architecture,
+        prompt_tokens=prompt_tokens,
+        out=json,
+        search=search,
+    )
 
 
 @app.command(

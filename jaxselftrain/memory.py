@@ -13,22 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from jaxselftrain.assembly import Parts
 from jaxselftrain.config import Config
 from jaxselftrain.errors import UserError
-from jaxselftrain.rewards import Feedback
-from jaxselftrain.rollouts import Prompts, Sampling, empty_rollouts
+from jaxselftrain.lowering import DoesNotFit, compiled_step, lower_step, need_of
 from jaxselftrain.sharding import shards
-from jaxselftrain.step import (
-    abstract_state,
-    compile_step,
-    feedback_shardings,
-    prompt_shardings,
-    rollout_shardings,
-    state_shardings,
-)
 
 SHARE = 0.92  # of a device's memory that a step may take: allocators lose some to fragments
 PART = 256  # tokens of a part on CPUs: fewer, and products fall below their full rate
@@ -78,7 +68,8 @@ def choices(config: Config, *, devices: int, platform: str) -> list[list[Config]
     questions, samples = config.rollout.questions // config.update.minibatches, config.samples_trained
     counts = [n for n in range(1, questions + 1) if questions % n == 0 and questions // n % devices == 0] or [1]
     whole = [n for n in counts if n == counts[0] or n.bit_length() > counts[counts.index(n) - 1].bit_length()]  # about doubling
-    split = [questions * n for n in range(2, samples + 1) if samples % (n * config.mesh.samples) == 0 and devices == 1]
+    split = [counts[-1] * n for n in range(2, samples + 1) if samples % (n * config.mesh.samples) == 0]
+    split = [n for n in split if questions % n == 0 or n % questions == 0]  # what a config may say
     levels = ["none", "dots", "layers"]
     if platform == "cpu":
         tokens = questions * samples * config.rollout.max_tokens
@@ -100,50 +91,12 @@ def choices(config: Config, *, devices: int, platform: str) -> list[list[Config]
 
 def step_bytes(parts: Parts, width: int) -> float:
     """What one device holds at most while the training step runs, in bytes, by the compiler's own account; inf if it refuses."""
-    config, mesh = parts.config, parts.mesh
-    Q, N, M, T = config.rollout.questions, config.vote.samples, config.samples_trained, config.rollout.max_tokens
-    shape = jax.ShapeDtypeStruct
-    feedback = Feedback(
-        reward_QN=shape((Q, N), jnp.float32),
-        weight_QN=shape((Q, N), jnp.float32),
-        kl_weight_Q=shape((Q,), jnp.float32),
-        chosen_QM=shape((Q, M), jnp.int32),
-        learn=shape((), bool),
-    )
-    prompts = Prompts(
-        tokens_QC=shape((Q, width), jnp.int32),
-        length_Q=shape((Q,), jnp.int32),
-        slot_Q=shape((Q,), jnp.int32),
-        noise=shape((3,), jnp.uint32),
-        wanted_Q=shape((Q,), bool),
-        sampling=Sampling(
-            temperature_N=shape((N,), jnp.float32),
-            top_p=shape((), jnp.float32),
-            top_k=shape((), jnp.int32),
-            stop_SV=shape(parts.stop_SV.shape, parts.stop_SV.dtype),
-        ),
-    )
-    kept = {"confidence": config.measures_confidence, "taught": config.keeps_teacher}
-    rollouts = jax.eval_shape(lambda: empty_rollouts(Q=Q, N=N, C=width, T=T, **kept))
-    given = abstract_state(config, parts.architecture), rollouts, feedback, prompts
-    at = (
-        state_shardings(config, parts.architecture, mesh),
-        rollout_shardings(mesh, **kept),
-        feedback_shardings(mesh),
-        prompt_shardings(mesh),
-    )
-    placed = jax.tree.map(lambda x, to: shape(x.shape, x.dtype, sharding=to), given, at)
-    lowered = compile_step(parts.graph, config, parts.architecture, mesh).lower(*placed)
+    states = parts.stop_SV.shape[0]
+    lowered = lower_step(parts.graph, parts.config, parts.architecture, parts.mesh, width=width, states=states)
     try:
-        found = lowered.compile().memory_analysis()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return math.inf  # TPU's compiler refuses a program that does not fit
-    if found is None:
-        raise UserError("this backend does not tell what a program needs: set update.micro_batches and model.remat yourself")
-    made = found.output_size_in_bytes - found.alias_size_in_bytes  # what is donated is written in place
-    return found.argument_size_in_bytes + made + found.temp_size_in_bytes
+        return need_of(compiled_step(lowered)).data
+    except DoesNotFit:
+        return math.inf
 
 
 def device_limit() -> int:

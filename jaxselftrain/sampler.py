@@ -166,7 +166,8 @@ def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
     per_question = prompts.tokens_QC, prompts.length_Q, prompts.slot_Q, prompts.wanted_Q
     per_part = *(jnp.repeat(x, parts, 0) for x in per_question), start_Q
     tokens_QC, length_Q, slot_Q, wanted_Q, start_Q = (constrain(x, policy.mesh, "rows") for x in per_part)
-    first_QD, prompt_cache = policy.prefill(tokens_QC, length_Q)
+    with jax.named_scope("prefill"):
+        first_QD, prompt_cache = policy.prefill(tokens_QC, length_Q)
     asked = Asked(slot_Q, start_Q, length_Q, first_QD, prompt_cache)
     work = _first_work(policy, asked, wanted_Q, N=N, T=T, W=W, confidence=confidence)
     # One row a question is enough for the first tokens: its samples all start from the same logits.

@@ -22,6 +22,8 @@ from jax.sharding import Mesh
 from jaxselftrain.confidence import Confidence
 from jaxselftrain.config import Config
 from jaxselftrain.model.architecture import Architecture
+from jaxselftrain.model.kernels import Kernel, check_kernel
+from jaxselftrain.model.policy import Remat, abstract_policy
 from jaxselftrain.optimizer import adamw, init_moments
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Prompts, Rollouts, Sampling, Taught
@@ -61,7 +63,8 @@ def step(
         shapes = jax.eval_shape(update, state)[1]
         return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    state, metrics = jax.lax.cond(feedback.learn, update, skip, state)
+    with jax.named_scope("update"):  # the names that profiles and `jaxselftrain plan` show
+        state, metrics = jax.lax.cond(feedback.learn, update, skip, state)
     N, T = config.vote.samples, config.rollout.max_tokens
     new = sample(graph, state.params, prompts, N=N, T=T, W=W, parts=parts, confidence=config.measures_confidence)
     if state.teacher is not None:  # with other noise: equal weights should not give equal samples
@@ -112,6 +115,16 @@ def compile_sample(graph: nnx.GraphDef, architecture: Architecture, mesh: Mesh, 
         in_shardings=(param_shardings(mesh, architecture), prompt_shardings(mesh)),
         out_shardings=rollout_shardings(mesh, split_samples=False),
     )
+
+
+def policy_graph(config: Config, architecture: Architecture, mesh: Mesh) -> nnx.GraphDef:
+    """The policy as a config has it computed. Raises UserError where its kernel does not run on these devices."""
+    model = config.model
+    remat: Remat = "layers" if model.remat == "auto" else model.remat  # only updates know it: sampling may leave it at auto
+    kernel: Kernel | None = None if model.attention == "plain" else model.attention
+    if kernel is not None:
+        check_kernel(kernel, model.compute_dtype, architecture.K, mesh.devices.flat[0].platform)
+    return abstract_policy(architecture, compute_dtype=model.compute_dtype, remat=remat, mesh=mesh, kernel=kernel)
 
 
 def make_transform(config: Config) -> optax.GradientTransformation:

@@ -11,6 +11,7 @@ With one inner step pi_old is the policy itself: the ratio is exactly 1 and only
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -23,10 +24,12 @@ from flax import nnx
 from jaxselftrain import optimizer
 from jaxselftrain.advantages import ESTIMATORS, kl_estimate
 from jaxselftrain.config import Config
+from jaxselftrain.model.attention import widen
 from jaxselftrain.model.policy import ready
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts
 from jaxselftrain.scoring import score
+from jaxselftrain.sharding import shards
 
 
 @jax.tree_util.register_dataclass
@@ -77,9 +80,12 @@ def learn(
     """One update: epochs x minibatches optimizer steps over the chosen samples; metrics are means over those steps."""
     settings = config.update
     batch = make_batch(config, rollouts, feedback)
-    splits_questions = config.micro_batches > batch.prompt_length_Q.shape[0] // settings.minibatches or config.mesh.samples > 1
+    per_step = batch.prompt_length_Q.shape[0] // settings.minibatches
+    pieces = _parts_of(graph, config, state, batch, Q=per_step, micro=config.micro_batches)[1]
+    splits_questions = pieces > 1 or config.mesh.samples > 1
     if settings.epochs * settings.minibatches > 1 or (splits_questions and config.charges_kl_in_reward):
-        batch = _score_first(graph, config, state, batch)
+        with jax.named_scope("scoring"):
+            batch = _score_first(graph, config, state, batch)
     elif not config.charges_kl_in_reward:  # before a question's samples are split
         batch = replace(batch, advantage_QM=ESTIMATORS[settings.estimator](batch.reward_QM))
     if settings.kl_cov_fraction > 0:
@@ -88,8 +94,9 @@ def learn(
 
     def optimizer_step(state, index):
         minibatch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), minibatches)
-        grads, sums = gradient(graph, config, state, minibatch)
-        norm = optax.tree.norm(grads)
+        with jax.named_scope("gradient"):
+            grads, sums = gradient(graph, config, state, minibatch)
+        norm = optax.tree.norm(jax.tree.map(widen, grads))
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         rate = jnp.asarray(learning_rate(state.count), jnp.float32) * feedback.rate
         state = jax.lax.cond(good, lambda s: _apply(transform, s, grads, feedback.rate), lambda s: s, state)
@@ -144,19 +151,42 @@ def _coefficients(aggregation: str, weight_QMT, length_QM, parts: int):
     return per_token_QMT / jnp.where(total_Q > 0, total_Q, 1.0)[:, None, None]
 
 
+def micro_parts(*, Q: int, M: int, micro: int, devices: int) -> tuple[int, int]:
+    """(groups of whole questions, pieces of each question's samples) that the micro-batches of Q questions are made of.
+
+    As many groups as leave each of the `devices` that split questions one of its own, the rest in pieces of its M samples: a part
+    with fewer questions than devices would leave some idle. Where the pieces do not divide the samples, that is how it is.
+    """
+    groups = math.gcd(micro, max(Q // devices, 1))
+    if M % (micro // groups):
+        return min(micro, Q), max(micro // Q, 1)
+    return groups, micro // groups
+
+
+def _parts_of(graph: nnx.GraphDef, config: Config, state: State, batch: Batch, *, Q: int, micro: int) -> tuple[int, int]:
+    devices = shards(nnx.merge(graph, state.params).mesh, "questions")
+    return micro_parts(Q=Q, M=batch.mask_QMT.shape[1] // config.mesh.samples, micro=micro, devices=devices)
+
+
 def gradient(graph: nnx.GraphDef, config: Config, state: State, batch: Batch):
-    """(gradient in float32, sums of metrics) of the loss over one optimizer step's questions, in micro-batches."""
-    Q = batch.prompt_length_Q.shape[0]
-    micro = config.micro_batches
-    parts = _split(batch, min(micro, Q), max(micro // Q, 1), devices=config.mesh.samples)
+    """(gradient, sums of metrics) of the loss over one optimizer step's questions, in micro-batches.
+
+    The gradients of several micro-batches are added up in float32. That of a single one has the weights' dtype, as each of
+    them has, and needs no sum beside it.
+    """
+    groups, pieces = _parts_of(graph, config, state, batch, Q=batch.prompt_length_Q.shape[0], micro=config.micro_batches)
+    parts = _split(batch, groups, pieces, devices=config.mesh.samples)
     value_and_grad = jax.value_and_grad(_loss, argnums=2, has_aux=True)
+    first = jax.tree.map(lambda x: x[0], parts)
+    if groups * pieces == 1:
+        (_, sums), grads = value_and_grad(graph, config, state.params, state.reference, first)
+        return grads, sums
 
     def add(total, part):
         (_, sums), grads = value_and_grad(graph, config, state.params, state.reference, part)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (grads, sums)), None
 
     wide = jnp.promote_types(jnp.float32, batch.reward_QM.dtype)
-    first = jax.tree.map(lambda x: x[0], parts)
     shapes = jax.eval_shape(lambda p: _loss(graph, config, state.params, state.reference, p)[1], first)
     zeros = (
         jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, wide)), state.params),
@@ -256,8 +286,7 @@ def _score_first(graph, config, state, batch):
     """Log-probs before any inner step, and advantages from them: for several inner steps, or a KL in the rewards of questions
     that are split."""
     Q = batch.prompt_length_Q.shape[0]
-    micro = config.micro_batches * config.update.minibatches
-    groups, pieces = min(micro, Q), max(micro // Q, 1)
+    groups, pieces = _parts_of(graph, config, state, batch, Q=Q, micro=config.micro_batches * config.update.minibatches)
 
     def one(part):
         old_QMT, _ = score(ready(graph, state.params), part)

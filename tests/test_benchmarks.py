@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import counts  # noqa: E402
 import machine  # noqa: E402
 from ours import make_config  # noqa: E402
 from shapes import SHAPES, word_tokenizer  # noqa: E402
 from workloads import WORKLOADS, questions, workload  # noqa: E402
 
+from jaxselftrain import counts  # noqa: E402
 from jaxselftrain.model.architecture import Architecture  # noqa: E402
 from jaxselftrain.model.tokenizer import load_tokenizer  # noqa: E402
 

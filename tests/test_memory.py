@@ -39,11 +39,13 @@ def groups(config, devices, platform):
 
 def test_choices_go_from_fast_to_small_and_leave_no_device_idle(home):
     config = parts_of(home, "auto", "auto").config  # 16 questions of 4 samples
-    for devices, counts in {1: [1, 2, 4, 8, 16], 2: [1, 2, 4, 8], 8: [1, 2]}.items():
+    for devices, counts, split in ((1, [1, 2, 4, 8, 16], (32, 64)), (2, [1, 2, 4, 8], (16, 32)), (8, [1, 2], (4, 8))):
         want = [[(n, remat) for n in counts] for remat in ("none", "dots", "layers")]
-        want += [[(32, "layers"), (64, "layers")]] * (devices == 1)  # a question's samples apart only when nothing else fits
+        want += [[(n, "layers") for n in split]]  # a question's samples apart only when nothing else fits
         assert groups(config, devices, "gpu") == want
-    assert groups(parts_of(home, "auto", "none").config, 2, "gpu") == [[(n, "none") for n in (1, 2, 4, 8)]]
+    assert groups(parts_of(home, "auto", "none").config, 2, "gpu") == [
+        [(n, "none") for n in ns] for ns in ((1, 2, 4, 8), (16, 32))
+    ]
     assert groups(parts_of(home, 4, "auto").config, 2, "gpu") == [[(4, remat)] for remat in ("none", "dots", "layers")]
 
 
@@ -83,14 +85,11 @@ def test_the_first_choice_that_fits_is_taken(home, monkeypatch):
 def test_a_compiler_that_refuses_for_memory_is_a_choice_that_does_not_fit(home, monkeypatch):
     refused = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in hbm")
 
-    class Step:
-        def lower(self, *_):
-            return self
-
+    class Lowered:
         def compile(self):
             raise refused
 
-    monkeypatch.setattr(memory, "compile_step", lambda *_: Step())
+    monkeypatch.setattr(memory, "lower_step", lambda *_, **__: Lowered())
     assert step_bytes(parts_of(home, 1, "none"), WIDTH) == math.inf
     refused = jax.errors.JaxRuntimeError("INTERNAL: something else")
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):

@@ -18,7 +18,7 @@ from jaxselftrain.advantages import ESTIMATORS
 from jaxselftrain.model.policy import ready
 from jaxselftrain.scoring import score, token_scores
 from jaxselftrain.step import make_transform
-from jaxselftrain.update import State, gradient, learn, make_batch, most_covarying
+from jaxselftrain.update import State, gradient, learn, make_batch, micro_parts, most_covarying
 
 CLIPS = {"clip_low": 0.1, "clip_high": 0.2}
 
@@ -206,7 +206,7 @@ def test_micro_batches_add_up_to_the_full_gradient(aggregation, micro, dtype, li
 
 
 def updated(config, *, weights=None, got=None, reference=None):
-    mesh = mesh_of(config, config.mesh.samples)
+    mesh = mesh_of(config, config.mesh.samples * config.mesh.fsdp)
     start = state(config, mesh, weights=weights, reference=reference)
     run = jax.jit(partial(learn, graph(mesh, compute_dtype=config.model.compute_dtype), make_transform(config), config))
     return start, *run(start, rollouts() if got is None else got, votes())
@@ -241,6 +241,19 @@ def test_samples_split_over_devices_make_the_same_update(update):
     np.testing.assert_allclose(whole.moments[1][0].mu["w_q_LDHK"], split.moments[1][0].mu["w_q_LDHK"], atol=1e-6)
     for name, value in sums.items():
         np.testing.assert_allclose(split_sums[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("micro", "parts"), [(1, (1, 1)), (2, (2, 1)), (Q, (Q // 2, 2)), (2 * Q, (Q // 2, 4))], ids=["1", "2", "Q", "2Q"]
+)
+def test_no_device_is_idle_in_a_micro_batch(micro, parts):
+    update, reference = {"kl_coefficient": 0.2, "kl_in": "reward"}, params(seed=5)
+    _, whole, sums = updated(tiny_config(update=update), reference=reference)
+    config = tiny_config(update=update | {"micro_batches": micro}, mesh={"fsdp": 2})
+    assert micro_parts(Q=Q, M=N, micro=micro, devices=2) == parts
+    _, split, split_sums = updated(config, reference=reference)
+    np.testing.assert_allclose(whole.moments[1][0].mu["w_q_LDHK"], split.moments[1][0].mu["w_q_LDHK"], atol=1e-6)
+    np.testing.assert_allclose(split_sums["kl"], sums["kl"], rtol=1e-4)
 
 
 def test_inner_epochs_and_minibatches_clip_and_count():

@@ -25,6 +25,11 @@ def local_tokenizer(path: str, revision: str | None) -> Path:
     return _local(path, revision, _TOKENIZER_FILES)
 
 
+def local_config(path: str, revision: str | None) -> Path:
+    """As `local_model`, but of a hub id it takes config.json alone."""
+    return _local(path, revision, ["config.json"])
+
+
 def _local(path: str, revision: str | None, wanted: list[str]) -> Path:
     if path.startswith("package://"):
         return _in_package(path)

@@ -72,7 +72,7 @@ def decode(a: Architecture, *, Q: int, N: int, C: int, T: int, W: int, itemsize:
     own = Q * N * T * (T - 1) / 2  # token j of a response sees j of its own, the newest included
     steps = math.ceil(N / W) * T - 1
     operations = (2 * layer_weights(a) + 2 * a.D * a.V) * fed + _attention(a, fed * C + own)
-    moved = steps * (moved_weights(a) * itemsize + Q * C * cache_bytes(a, itemsize))
+    moved: float = steps * (moved_weights(a) * itemsize + Q * C * cache_bytes(a, itemsize))
     moved += own * cache_bytes(a, itemsize) + fed * a.V * WIDE
     return Work(operations, moved)
 
@@ -82,14 +82,22 @@ def update(a: Architecture, *, Q: int, M: int, C: int, T: int, config: Config) -
 
     Recomputed activations are not counted: they are a choice, and the utilisation should show what it costs.
     """
+    forward = sum(forward_operations(a, Q=Q, M=M, C=C, T=T))
+    passes = 2 * config.micro_batches * moved_weights(a) * _sizes(config)["compute"]
+    return Work(3 * forward, passes + optimizer_bytes(a, config) + Q * M * T * a.V * WIDE)
+
+
+def forward_operations(a: Architecture, *, Q: int, M: int, C: int, T: int) -> tuple[float, float, float]:
+    """Operations of (layers' matrices, attention, logits) in one forward pass over M responses to each of Q prompts."""
     fed = Q * M * (T - 1)
     pairs = Q * C * (C + 1) / 2 + fed * C + Q * M * T * (T - 1) / 2
-    forward = 2 * layer_weights(a) * (Q * C + fed) + _attention(a, pairs) + 2 * a.D * a.V * Q * M * T
+    return 2 * layer_weights(a) * (Q * C + fed), _attention(a, pairs), 2 * a.D * a.V * Q * M * T
+
+
+def optimizer_bytes(a: Architecture, config: Config) -> int:
+    """Gradients written and read; weights and both moments read and written."""
     sizes = _sizes(config)
-    passes = 2 * config.update.micro_batches * moved_weights(a) * sizes["compute"]
-    # gradients written and read; weights and both moments read and written
-    optimizer = parameters(a) * (2 * WIDE + 2 * sizes["weights"] + 4 * sizes["moments"])
-    return Work(3 * forward, passes + optimizer + Q * M * T * a.V * WIDE)
+    return parameters(a) * (2 * WIDE + 2 * sizes["weights"] + 4 * sizes["moments"])
 
 
 def tokens(*, Q: int, N: int, C: int, T: int, shared: bool) -> int:
@@ -104,13 +112,13 @@ def memory(a: Architecture, *, Q: int, N: int, M: int, C: int, T: int, W: int, c
     all that a layer's backward pass reads.
     """
     sizes = _sizes(config)
-    compute, micro = sizes["compute"], config.update.micro_batches
+    compute, micro = sizes["compute"], config.micro_batches
     copied = 0 if sizes["weights"] == compute else parameters(a) * compute
     projected = 2 * a.D + a.H * a.K + 2 * a.G * a.K + 2 * a.F
     kept = {"layers": a.D, "dots": a.D + projected, "none": 6 * a.D + 2 * a.H * a.K + 2 * a.G * a.K + 3 * a.F}[config.model.remat]
     rows = (max(Q / micro, 1) * C + Q * M / micro * T) * a.L
     logits = min(LOGIT_BYTES, Q * M / micro * T * a.V * WIDE)
-    state = {
+    state: dict[str, float] = {
         "weights": parameters(a) * sizes["weights"],
         "moments": 2 * parameters(a) * sizes["moments"],
         "weights in the compute dtype": copied,

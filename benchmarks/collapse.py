@@ -143,14 +143,18 @@ def show_results(runs: Sequence[Run], pictures: Path) -> None:
     watched = watching(runs)
     for task in sorted({run.task for run in runs}):
         _show_sources(task, [run for run in watched if run.task == task])
-    draw_curves(watched, SAYS, pictures / "dynamics_curves.png")
-    draw_gains(runs, SAYS, pictures / "dynamics_gains.png")
-    draw_surprise(watched, pictures / "dynamics_surprise.png", window=ALARM.window)
+    small, large = ([run for run in runs if run.task.startswith("smollm2") == is_large] for is_large in (False, True))
+    draw_curves(watching(small), SAYS, pictures / "dynamics_curves.png")
+    draw_gains(small, SAYS, pictures / "dynamics_gains.png")
+    draw_surprise(watching(small), pictures / "dynamics_surprise.png", window=ALARM.window)
+    if large:
+        draw_curves(large, SAYS, pictures / "dynamics_smollm2.png")
     if len({run.task for run in watched}) > 1:
         left_out = leave_one_out(watched, ALARM)
         _show_alarm(left_out, leave_one_out(watched, ALARM, names=[name for name in COMPARABLE if name not in NEED_REFERENCE]))
         _show_kept(runs, left_out)
-        draw_alarms([outcome for _, found in left_out.values() for outcome in found], SAYS, pictures / "dynamics_alarms.png")
+        shown = [outcome for task, (_, found) in left_out.items() for outcome in found if not task.startswith("smollm2")]
+        draw_alarms(shown, SAYS, pictures / "dynamics_alarms.png")
         final = calibrate(watched, ALARM)
         print(f"Found on all tasks together: {alarm_told(final)}")
 

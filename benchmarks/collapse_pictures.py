@@ -17,6 +17,7 @@ CURVES = {  # condition -> colour (Okabe and Ito)
     "keen": "#CC79A7",
     "hard": "#E69F00",
     "harder": "#D55E00",
+    "driven": "#D55E00",
     "random": "#7F7F7F",
 }
 PANELS = {

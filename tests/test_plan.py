@@ -258,7 +258,7 @@ def test_meshes_are_all_ways_to_split_the_devices():
     assert len(found) == len(set(found)) == 20 and all(math.prod(mesh) == 8 for mesh in found)
     assert found[0] == (1, 8, 1, 1)
     job = stand_in_job("qwen2.5_1.5b_v5e-8.yaml", "v5e-8")
-    assert next(changes(job)) == ("update.micro_batches=4",)
+    assert next(changes(job)) == ("update.micro_batches=8",)
 
 
 @pytest.mark.parametrize("name", TPU_CONFIGS)

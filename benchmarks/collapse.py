@@ -247,7 +247,7 @@ def _show_alarm(left_out: LeftOut, without: LeftOut) -> None:
 def _counts(found: Sequence[Outcome]) -> list[str]:
     collapses = [outcome for outcome in found if outcome.collapse is not None]
     leads = sorted(outcome.lead for outcome in collapses if outcome.lead is not None)
-    lead = f"{np.median(leads):.0f} ({leads[0]} to {leads[-1]})" if leads else ""
+    lead = f"{np.median(leads):g} ({leads[0]} to {leads[-1]})" if leads else ""
     return [
         str(len(found)),
         str(len(collapses)),

@@ -101,23 +101,15 @@ def put(tree: Any, shardings: Any) -> Any:
 def own_rows(mesh: Mesh, axis: str, total: int) -> range:
     """Which of `total` rows lie on this process's devices, where rows are split over an axis of `named`.
 
-    Raises UserError where a row is split over several processes.
+    check_mesh has seen to it that none is split over several processes.
     """
     if not are_several():
         return range(total)
-    owners: dict[int, set[int]] = {}
-    device: jax.Device
-    for device, index in named(mesh, axis).devices_indices_map((total,)).items():
-        owners.setdefault(index[0].start or 0, set()).add(device.process_index)
-    if any(len(processes) > 1 for processes in owners.values()):
-        raise UserError(
-            f"mesh: samples x tensor = {mesh.shape['samples'] * mesh.shape['tensor']} devices work on one question, and they "
-            f"belong to several of the {jax.process_count()} processes; choose samples and tensor so that their product divides "
-            f"the {len(mesh.local_devices)} devices of a process"
-        )
-    size = total // len(owners)
-    mine = [start for start, (process,) in owners.items() if process == jax.process_index()]
-    return range(min(mine), max(mine) + size)  # make_mesh has the devices in the order of processes
+    places = named(mesh, axis).addressable_devices_indices_map((total,)).values()
+    mine = [index[0].indices(total) for index in places if index is not None]
+    return range(
+        min(start for start, *_ in mine), max(stop for _, stop, _ in mine)
+    )  # make_mesh keeps a process's devices together
 
 
 def fetch(tree: Any) -> Any:

@@ -75,10 +75,19 @@ def check_mesh(
     questions: Mapping[str, int] | None = None,
     rows: Mapping[str, int] | None = None,
 ) -> None:
-    """Raises UserError unless every axis divides what it splits.
+    """Raises UserError unless every axis divides what it splits, and a question's samples stay in one process.
 
     Both mappings are field name -> number of questions, split by data x fsdp and by mesh.samples as well.
     """
+    together = mesh.shape["samples"] * mesh.shape["tensor"]
+    processes = [[device.process_index for device in group] for group in mesh.devices.reshape(-1, together)]
+    if any(len(set(group)) > 1 for group in processes):
+        count = len({process for group in processes for process in group})
+        raise UserError(
+            f"mesh: samples x tensor = {together} devices work on one question, and they belong to several of the {count} "
+            f"processes; choose samples and tensor so that their product divides the {mesh.devices.size // count} devices of a "
+            "process"
+        )
     told = {"questions": "data x fsdp", "rows": "data x fsdp x samples"}
     for axis, counts in {"questions": questions, "rows": rows}.items():
         for field, count in (counts or {}).items():

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import TINY
 
 from jaxselftrain.errors import UserError
+from jaxselftrain.plan.topologies import StandIn
 from jaxselftrain.processes import any_of, gather, join, least_of, own_rows, pack, several_by, together, unpack
 from jaxselftrain.sections import Mesh
-from jaxselftrain.sharding import make_mesh
+from jaxselftrain.sharding import check_mesh, make_mesh
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,18 @@ def test_what_is_packed_and_joined_is_unpacked_bit_for_bit(owners, seed):
     assert sorted(rows) == list(range(Q))
     for x, want in zip(arrays, whole[1:], strict=True):
         assert x.dtype == want.dtype and x[np.argsort(rows)].tobytes() == want.tobytes()
+
+
+def test_a_question_stays_in_one_process():
+    """Devices as a TPU slice numbers them: those of a process are neighbours on the chip, not in number."""
+    devices = [StandIn(i, "tpu", process_index=i % 4 // 2) for i in range(8)]
+    mesh = make_mesh(Mesh(tensor=2), devices)
+    assert [[device.process_index for device in group] for group in mesh.devices.reshape(-1, 2)] == [[0, 0]] * 2 + [[1, 1]] * 2
+    with pytest.raises(
+        UserError, match="8 devices work on one question.* of the 2 processes.* divides the 4 devices of a process"
+    ):
+        check_mesh(make_mesh(Mesh(samples=2, tensor=4), devices), TINY)
+    check_mesh(mesh, TINY)
 
 
 def test_rows_that_nobody_has_are_zero():

@@ -85,7 +85,7 @@ def choices(config: Config, *, devices: int, platform: str) -> list[list[Config]
         return config.model_copy(update={"model": model, "update": config.update.model_copy(update={"micro_batches": count})})
 
     if micro != "auto":
-        return [[decided(level, micro)] for level, _ in groups]
+        return [[decided(level, micro)] for level in dict.fromkeys(level for level, _ in groups)]
     return [[decided(level, count) for count in counts] for level, counts in groups]
 
 

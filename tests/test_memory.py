@@ -65,6 +65,7 @@ def test_the_compilers_account_falls_as_more_is_computed_again(home):
 def test_the_first_choice_that_fits_is_taken(home, monkeypatch):
     parts, told, asked = parts_of(home, "auto", "auto", "rollout.max_tokens=4"), [], []
     sizes = {(1, "dots"): math.inf, (2, "dots"): 4e9, (1, "layers"): 3e9, (2, "layers"): 2e9}  # inf: the compiler refuses
+    sizes |= {(4, "layers"): 2e9, (8, "layers"): 2e9}  # of a question's samples apart
 
     def size_of(parts, width):
         asked.append(chosen(parts.config))

@@ -18,7 +18,7 @@ from jaxselftrain.sections import Questions
 PACKAGE = Path(jaxselftrain.__file__).parent
 MAY_READ_GOLD = {
     "answer_key",
-    "metrics",
+    "tallies",
     "evaluate",
     "evaluate_command",
     "label_file",
@@ -140,7 +140,7 @@ MODULES = {
 }
 
 
-def test_only_metrics_evaluation_and_the_host_loop_import_the_answer_key():
+def test_only_tallies_evaluation_and_the_host_loop_import_the_answer_key():
     assert "questions" in MODULES["answer_key"]  # the walk sees what is there
     assert {name for name, imports in MODULES.items() if "answer_key" in imports} <= MAY_READ_GOLD
 

@@ -25,6 +25,29 @@ Importing this package imports no JAX: answers, votes and rewards run in process
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what EXPORTS says, for type checkers
+    from jaxselftrain.answers import answer_key as answer_key
+    from jaxselftrain.config import Config as Config
+    from jaxselftrain.config import load_config as load_config
+    from jaxselftrain.config import override_config as override_config
+    from jaxselftrain.config import parse_config as parse_config
+    from jaxselftrain.config import to_yaml as to_yaml
+    from jaxselftrain.errors import Resumable as Resumable
+    from jaxselftrain.errors import UserError as UserError
+    from jaxselftrain.frames import load_runs as load_runs
+    from jaxselftrain.frames import load_samples as load_samples
+    from jaxselftrain.frames import load_votes as load_votes
+    from jaxselftrain.loop import Report as Report
+    from jaxselftrain.metrics import read_alarms as read_alarms
+    from jaxselftrain.metrics import read_metrics as read_metrics
+    from jaxselftrain.metrics import read_responses as read_responses
+    from jaxselftrain.plots import plot_run as plot_run
+    from jaxselftrain.training import Training as Training
+    from jaxselftrain.training import train as train
+    from jaxselftrain.votes import Vote as Vote
+    from jaxselftrain.votes import vote as vote
 
 __version__ = "0.1.0"
 

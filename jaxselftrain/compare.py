@@ -74,11 +74,12 @@ def _ends(run: Path) -> tuple[Path, Path]:
 def read_scores(file: Path) -> dict[str, dict[str, float]]:
     """Question id -> its score in each measure."""
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        found = {row["id"]: dict(row["scores"]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):
+        # not splitlines, which would also break at U+2028, and responses may hold anything
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+        found = {row["id"]: {name: float(score) for name, score in row["scores"].items()} for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{file} cannot be read as an evaluation; run the evaluation again") from None
-    if not found:
+    if not all(found.values()):
         raise UserError(f"{file} cannot be read as an evaluation; run the evaluation again")
     return found
 

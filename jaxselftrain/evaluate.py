@@ -181,7 +181,7 @@ def all_rows(rows: list[dict[str, Any]], ids: Sequence[str], folder: epath.Path)
     if not is_first():
         return rows
     parts = [folder / f"rows_{number}.part" for number in range(jax.process_count())]
-    found = {row["id"]: row for part in parts for row in map(json.loads, part.read_text().splitlines())}
+    found = {row["id"]: row for part in parts for row in map(json.loads, part.read_text().rstrip("\n").split("\n"))}
     for part in parts:
         part.unlink()
     return [found[id] for id in ids]

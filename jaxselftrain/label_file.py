@@ -218,12 +218,13 @@ def finished(out: Path, ids: list[str], *, batch: int) -> list[dict[str, Any]]:
     if not out.exists():
         return []
     rows = []
-    for text in out.read_text(encoding="utf-8").splitlines(keepends=True):
+    whole, _, _ = out.read_text(encoding="utf-8").rpartition("\n")  # the rest was torn by a kill
+    for text in whole.split("\n") if whole else []:  # splitlines would also break at U+2028, which a question may hold
         try:
-            row = json.loads(text) if text.endswith("\n") else None
+            row = json.loads(text)
         except ValueError:
             row = None
-        if row is None:  # torn by a kill
+        if row is None:
             break
         rows.append(row)
     if [row["id"] if isinstance(row, dict) and {*NEEDED} <= row.keys() else None for row in rows] != ids[: len(rows)]:

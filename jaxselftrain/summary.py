@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import read_metrics
-from jaxselftrain.plots import plot_run
+from jaxselftrain.plots import HELD_OUT, TRAINING, plot_run
 from jaxselftrain.run_folder import EVALUATIONS, SUMMARY, read_config, replace_text
 from jaxselftrain.statistics import render
 
@@ -51,7 +51,7 @@ def show_summary(folder: Path) -> None:
         columns = {f"step {step}": _read_json(file) for step, file in files.items() if file.is_file()}
         title = f"held-out questions, k = {config.evaluate.samples}, reward: {config.reward_name}"
         console.print(render(columns, title=title))
-    if len(lines) > 1:
+    if any(name in line for line in lines[1:] for name in (*TRAINING, *HELD_OUT)):  # supervised steps alone have neither
         plot_run({config.reward_name: folder}, folder / PICTURE, title=f"{folder.name}: reward from {config.reward_name}")
         print(f"picture: {folder / PICTURE}")
     print(f"run folder: {folder}")

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jaxselftrain.cli import main
-from jaxselftrain.compare import comparison, read_thresholds
+from jaxselftrain.compare import comparison, read_scores, read_thresholds
 from jaxselftrain.errors import UserError
 
 
@@ -96,3 +96,18 @@ def test_evaluations_are_drawn_by_their_agreement(tmp_path):
         (tmp_path / "base" / "evaluations" / "step_000003.thresholds.json").write_text(text)
         with pytest.raises(UserError, match=r"step_000003\.thresholds\.json cannot be read"):
             read_thresholds(Path(files[0]))
+
+
+def test_separators_of_lines_in_a_response_are_no_ends_of_lines(tmp_path):
+    file = tmp_path / "e.jsonl"
+    rows = [{"id": f"q{n}", "scores": {"avg": n}, "responses": [{"text": "a\u2028b\u2029c\x85d"}]} for n in range(2)]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_scores(file) == {"q0": {"avg": 0.0}, "q1": {"avg": 1.0}}
+
+
+@pytest.mark.parametrize("scores", [{"avg": "x"}, {}, [1], None])
+def test_scores_that_are_none_are_one_sentence(scores, tmp_path):
+    file = tmp_path / "e.jsonl"
+    file.write_text(json.dumps({"id": "q", "scores": scores}) + "\n")
+    with pytest.raises(UserError, match="cannot be read as an evaluation"):
+        read_scores(file)

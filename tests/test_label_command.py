@@ -10,7 +10,7 @@ from jaxselftrain import asking
 from jaxselftrain.answers import answer_key
 from jaxselftrain.config import load_config
 from jaxselftrain.errors import Resumable, UserError
-from jaxselftrain.label_file import easiest, read_labels, run_label, teacher_keys
+from jaxselftrain.label_file import NEEDED, easiest, finished, read_labels, run_label, teacher_keys
 from jaxselftrain.loop import Loop
 from jaxselftrain.votes import vote
 
@@ -192,3 +192,12 @@ def test_rewards_are_for_the_teachers_label(home, made, tmp_path):
             assert sample["reward"] == (key is not None and key == labels[row["id"]]["key"])
             rewarded += sample["reward"]
     assert rewarded >= 4  # many state no answer
+
+
+def test_a_label_file_is_whole_whatever_its_questions_hold(tmp_path):
+    out, ids = tmp_path / "labels.jsonl", ["q0", "q1\u2028", "q2"]
+    rows = [dict.fromkeys(NEEDED, None) | {"id": id, "text": "a\u2028b\x85"} for id in ids]
+    out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert finished(out, ids, batch=2) == rows
+    out.write_text(out.read_text(encoding="utf-8") + '{"id": "q3', encoding="utf-8")  # torn
+    assert finished(out, [*ids, "q3"], batch=2) == rows[:2]

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from jaxselftrain.config import parse_config, to_yaml
 from jaxselftrain.errors import UserError
 from jaxselftrain.metrics import MetricsLog
 from jaxselftrain.plots import plot_run, plot_thresholds, running_mean
 from jaxselftrain.sections import Log
 from jaxselftrain.statistics import Threshold
+from jaxselftrain.summary import show_summary
 
 
 @pytest.fixture
@@ -103,3 +105,13 @@ def test_the_threshold_picture_holds_every_number(tmp_path, figure):
     assert drawn["before: sample right"] == ([0.25, 0.5], [0.425, 0.55])
     with pytest.raises(UserError, match="cannot be written"):
         plot_thresholds({"after": curve}, tmp_path / "no" / "t.png", title="agreement")
+
+
+def test_a_run_with_nothing_to_draw_is_summed_up_without_a_picture(tmp_path, capsys):
+    """Supervised steps without held-out questions measure a loss alone."""
+    config = parse_config({"questions": {"source": "jsonl", "path": "q.jsonl"}})
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    show_summary(tmp_path)
+    assert f"run folder: {tmp_path}" in capsys.readouterr().out and not (tmp_path / "picture.png").exists()

@@ -28,7 +28,8 @@ METRICS: dict[str, str] = {
     # what the vote said
     "pseudo_reward": "Mean reward over all samples (0 to 1 where it comes from votes): how far the model agrees with its "
     "own label, not how right it is.",
-    "majority_share": "Mean over questions of the share of answers that agree with the most frequent one (0 to 1).",
+    "majority_share": "Mean over questions of the share of answers that agree with the most frequent one (0 to 1); near 1 "
+    "votes say nothing new, and a policy that says the same of everything is there as well.",
     "saturated_share": "Share of questions whose samples with an answer all agree: nothing is left to learn from them; where "
     "it rises faster than accuracy the policy is growing sure of itself rather than right.",
     "same_majority_share": "Largest share of questions with one and the same majority answer; where questions have different "
@@ -37,7 +38,7 @@ METRICS: dict[str, str] = {
     "answers: how far the label is chance; 0 with a policy that always says the same.",
     "probe_agreement": "Share of the probe questions (probe.questions), which are never trained on, whose majority answer is "
     "still that of the initial policy: how far the policy has moved from what it said.",
-    "distinct_answers": "Mean number of different answers per question.",
+    "distinct_answers": "Mean number of different answers per question; at 1 nothing is left to vote on, right or wrong.",
     "no_answer_share": "Share of samples that state no answer in the configured format.",
     "opaque_share": "Share of samples whose answer could not be understood and counts as its exact text alone.",
     "kept_question_share": "Share of questions that were learned from: the others had too small a majority share "
@@ -58,8 +59,9 @@ METRICS: dict[str, str] = {
     "entropy_drift": "Mean entropy over the last alarm.window steps as a part of that over the first, minus 1; -1 is a policy "
     "that is sure of every token, right or wrong. Tasks with short answers get there without harm.",
     "length_drift": "The same of the response length; collapse makes responses short, or long where length is rewarded.",
-    "no_answer_drift": "Share of samples without an answer over the last alarm.window steps minus that over the first.",
-    "truncated_drift": "The same of responses cut at rollout.max_tokens.",
+    "no_answer_drift": "Share of samples without an answer over the last alarm.window steps minus that over the first; it rises "
+    "where a policy loses the format, and those who answer decide alone.",
+    "truncated_drift": "The same of responses cut at rollout.max_tokens; it rises where a policy rambles and cannot end.",
     "alarm_score": "Signals of alarm.signals that are past their thresholds at this step; absent until there are steps enough "
     "for one.",
     # what the update did
@@ -67,8 +69,8 @@ METRICS: dict[str, str] = {
     "entropy": "Mean entropy of the next-token distribution over response tokens, in nats.",
     "log_prob": "Mean log-probability of the response tokens, in nats: of what was sampled, or of the gold answers in supervised "
     "steps.",
-    "kl": "Mean KL divergence per token from the policy to the initial policy, in nats, by the k3 estimate; absent when no "
-    "reference is kept.",
+    "kl": "Mean KL divergence per token from the policy to the initial policy, in nats (k3); absent without a reference. It "
+    "rises in healthy runs too; a jump beside a rising reward is a collapse.",
     "kl_k1": "The same KL by the unbiased but noisier k1 estimate, in nats; single steps can be negative.",
     "surprise": "Cross-entropy to the initial policy, `entropy` + `kl_k1`, in nats a token: it falls while a policy grows "
     "surer of what it tended to say anyway. Absent when no reference is kept.",

@@ -59,7 +59,9 @@ def main() -> None:
             timed["beside"].append(took(work))
             checkpoints.wait()
             timed["on disk"].append(time.perf_counter() - started)
-        on_disk = sum(path.stat().st_size for path in (checkpoints.folder / str(given.repetitions)).rglob("*") if path.is_file())
+        on_disk = sum(
+            path.stat().st_size for path in Path(checkpoints.folder / str(given.repetitions)).rglob("*") if path.is_file()
+        )
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (saved.state, saved.rollouts))
         timed["restored"].append(took(lambda: checkpoints.restore(given.repetitions, *like, saved.feedback).state))
         checkpoints.close()

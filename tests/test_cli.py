@@ -14,6 +14,7 @@ import pytest
 from jaxselftrain import cli
 from jaxselftrain.config import load_config
 from jaxselftrain.errors import Resumable, UserError
+from jaxselftrain.run_folder import run_folder
 
 CONFIG = "questions: {source: jsonl, path: questions.jsonl}\nvote: {samples: 4}\ntrain: {folder: 'runs/{name}'}\n"
 
@@ -96,9 +97,9 @@ def test_print_config_is_a_config_that_reads_back_equal(config, tmp_path, capsys
 def test_train_runs_the_resolved_config_in_its_folder(config, stand_in):
     calls = stand_in("jaxselftrain.training", "run")
     assert cli.main(["train", str(config), "train.seed=3", "train.folder=runs/{name}-{seed}"]) == 0
-    ((resolved,), keywords) = calls[0]
+    ((resolved, name), _) = calls[0]
     assert resolved == load_config(config, ["train.seed=3", "train.folder=runs/{name}-{seed}"])
-    assert str(keywords["folder"]) == "runs/small-3"
+    assert str(run_folder(resolved, name)) == "runs/small-3"
 
 
 def test_a_stopped_run_tells_the_command_that_resumes_it_and_exits_75(config, stand_in, capsys):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from etils import epath
 from filelock import FileLock
 from runs import command, lines, make_home
 
@@ -164,7 +165,9 @@ def test_a_run_learns_from_a_teacher_and_on_the_easiest_questions(home, made, tm
     config = load_config(home / "config.yaml", (*settings, f"questions.labels={made}"))
     said = []
     (tmp_path / "run").mkdir()
-    with Loop(config, tmp_path / "run", [], say=said.append, watch=lambda doing: None) as loop:
+    run = tmp_path / "run"
+    where = {"own": run, "cache": tmp_path / "cache", "copy": None}
+    with Loop(config, epath.Path(run), [], **where, say=said.append, watch=lambda doing: None) as loop:
         kept = [question.id for question in loop.encoded.questions]
         assert loop.teacher == {id: rows[id]["key"] for id in kept}
     assert "the easiest 8 of 10 training questions are kept, by share" in said

@@ -25,10 +25,10 @@ from jaxselftrain import training
 from jaxselftrain.cli import main
 from jaxselftrain.errors import Resumable
 
-def stopped(config, folder, real=training.run):
-    if folder.name == "2-votes":
+def stopped(config, name, real=training.run):
+    if name == "2-votes":
         raise Resumable("stopped")
-    real(config, folder)
+    real(config, name)
 
 training.run = stopped
 sys.exit(main(sys.argv[1:]))

@@ -241,7 +241,7 @@ def test_the_next_prompts_are_prepared_while_the_device_works(home, finished, tm
 
     noted(loop.Loop, "_call", "dispatch")
     noted(Batches, "next", "prepare")
-    noted(jax, "device_get", "fetch")
+    noted(loop, "fetch", "fetch")
     noted(Ballots, "decide", "vote")
     list(train(config_in(home, tmp_path, "evaluate.questions=null"), tmp_path / "run", say=lambda text: None))
     whole, last = ["dispatch", "prepare", "fetch", "vote"], ["dispatch", "fetch"]

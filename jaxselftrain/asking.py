@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxselftrain.assembly import Parts
-from jaxselftrain.processes import compile_in_all, fetch, own_rows
+from jaxselftrain.processes import compiled_in_all, fetch, own_rows
 from jaxselftrain.sampler import rows_per_question
 from jaxselftrain.step import compile_sample
 
@@ -37,8 +37,7 @@ class Asker:
         N = len(temperatures)
         W = rows_per_question(parts.config.rollout, parts.mesh, Q=self.batch, N=N)
         T = parts.config.rollout.max_tokens
-        self.is_compiled = False
-        self.sample = compile_sample(parts.graph, parts.architecture, parts.mesh, N=N, T=T, W=W)
+        self.sample = compiled_in_all(compile_sample(parts.graph, parts.architecture, parts.mesh, N=N, T=T, W=W))
 
     def ask(self, params: dict[str, jax.Array], prompts: Sequence[list[int]], *, first: int = 0) -> Iterator[Responses]:
         """The responses to prompts[first:], batch by batch; `first` must be the beginning of a batch.
@@ -52,9 +51,6 @@ class Asker:
             wanted = [place < real for place in range(self.batch)]
             draw = start // self.batch
             asked = self.parts.prompts(tokens, wanted, self.width, stream=self.stream, draw=draw, sampling=self.sampling)
-            if not self.is_compiled:
-                compile_in_all(self.sample, params, asked)
-                self.is_compiled = True
             rollouts = self.sample(params, asked)
             mine = self.own[: max(real - self.own.start, 0)]
             fetched = fetch((rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN))

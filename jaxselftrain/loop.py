@@ -29,9 +29,9 @@ from jaxselftrain.evaluate import Evaluator, all_rows, cut_back_evaluations
 from jaxselftrain.guard import Guard, write_alarms
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.labels import NEED_GOLD
-from jaxselftrain.material import open_material
+from jaxselftrain.material import fitted, open_material
 from jaxselftrain.metrics import MetricsLog
-from jaxselftrain.processes import any_of, compile_in_all, fetch, put, together
+from jaxselftrain.processes import any_of, compiled_in_all, fetch, put, together
 from jaxselftrain.remote import CHECKPOINTS, Copy
 from jaxselftrain.rewards import Feedback, kept_share, with_questions
 from jaxselftrain.rollouts import Prompts, Rollouts
@@ -102,7 +102,7 @@ class Loop:
             say(f"changed since the run started: {note}")
         where = f"run folder {own}, kept in {kept}" if copy is not None and copy.is_elsewhere else f"run folder {own}"
         say(f"{where}; opening {config.model.path}")
-        material = together(lambda: open_material(config, cache=cache, say=say))
+        material = fitted(together(lambda: open_material(config, cache=cache, say=say)), say=say)
         self.parts, self.width, self.teacher = material.parts, material.width, material.teacher
         self.config = config = self.parts.config  # what it left to `auto` is decided
         self.answer_key, self.encoded, asked = material.answer_key, material.training, material.held_out
@@ -111,8 +111,7 @@ class Loop:
             self.guard.tell_of_blindness(keeps_reference=config.keeps_reference)
         self.batches = Batches(self.parts, self.encoded, material.probes, self.width)
         self.gold = GoldResponses(self.parts, self.encoded, self.answer_key, self.width) if config.is_supervised else None
-        self.is_compiled = False
-        self.step = compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh)
+        self.step = compiled_in_all(compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh))
         with ExitStack() as opened:  # what is open is closed again when a later line fails
             self.voter = opened.enter_context(Voter(config.answer, config.vote))
             self.ballots = Ballots(
@@ -177,7 +176,7 @@ class Loop:
                 yield Report(self.host.step, line, ballots, self.host.alarms[-1] if action else None)
             if stopping:
                 self.checkpoints.wait()
-                raise Resumable(f"stopped after step {self.host.step} of {steps}; everything is saved in {self.folder}")
+                raise Resumable(f"stopped after step {self.host.step} of {steps}; everything is saved in {self.kept}")
             told_to_stop = any_of(control.is_stopped)
             if told_to_stop and wanted and not (ending or is_saved):
                 self._save(line.get(METRIC), now=True)
@@ -292,9 +291,6 @@ class Loop:
         """The compiled step; gives the metrics of its update."""
         told = replace(self.votes, learn=np.asarray(learn), rate=np.asarray(self.host.rate, np.float32))
         votes = put(told, feedback_shardings(self.parts.mesh))
-        if not self.is_compiled:
-            compile_in_all(self.step, self.state, self.rollouts, votes, prompts)
-            self.is_compiled = True
         self.state, self.rollouts, metrics = self.step(self.state, self.rollouts, votes, prompts)
         return metrics
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxselftrain.answer_key import AnswerKey, load_answer_key
@@ -26,7 +26,7 @@ from jaxselftrain.sharding import check_mesh, shards
 class Material:
     """What a run is made of, before anything is written."""
 
-    parts: Parts  # whose config leaves nothing to `auto`
+    parts: Parts  # whose config leaves nothing to `auto` once it is `fitted`
     training: Encoded
     probes: Encoded  # set aside from these
     held_out: Encoded | None
@@ -36,7 +36,10 @@ class Material:
 
 
 def open_material(config: Config, *, cache: Path, say: Callable[[str], None]) -> Material:
-    """Opens and checks everything; what is cheap comes first. Raises UserError for what the user can change."""
+    """Opens and checks everything; what is cheap comes first. Raises UserError for what the user can change.
+
+    No process waits for another in here, since each may fail by itself: see `fitted` for what they decide together.
+    """
     answer_key = load_answer_key(config.questions)
     if config.label.source in NEED_GOLD and not len(answer_key):
         raise UserError(
@@ -52,11 +55,17 @@ def open_material(config: Config, *, cache: Path, say: Callable[[str], None]) ->
     width = prompt_width(probes.tokens + encoded.tokens + (asked.tokens if asked else []))
     parts.check_context(width)
     _check_batches(parts, len(encoded.questions), evaluates=asked is not None)
-    if not config.is_decided:
-        say("compiling the training step to see what fits the memory (a minute or so for each choice)")
-        parts = fit_memory(parts, width, limit=least_of(device_limit()), say=say)
-    _tell_of_idle_devices(parts, say)
     return Material(parts, encoded, probes, asked, width, answer_key, teacher)
+
+
+def fitted(material: Material, *, say: Callable[[str], None]) -> Material:
+    """The material with what the config left to `auto` decided, by the memory of the smallest device of all processes."""
+    parts = material.parts
+    if not parts.config.is_decided:
+        say("compiling the training step to see what fits the memory (a minute or so for each choice)")
+        parts = fit_memory(parts, material.width, limit=least_of(device_limit()), say=say)
+    _tell_of_idle_devices(parts, say)
+    return replace(material, parts=parts)
 
 
 def _encode(parts: Parts, questions: list[Question], source: Questions, say: Callable[[str], None]) -> Encoded:

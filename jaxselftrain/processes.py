@@ -107,9 +107,8 @@ def own_rows(mesh: Mesh, axis: str, total: int) -> range:
         return range(total)
     places = named(mesh, axis).addressable_devices_indices_map((total,)).values()
     mine = [index[0].indices(total) for index in places if index is not None]
-    return range(
-        min(start for start, *_ in mine), max(stop for _, stop, _ in mine)
-    )  # make_mesh keeps a process's devices together
+    # make_mesh keeps a process's devices together
+    return range(min(start for start, *_ in mine), max(stop for _, stop, _ in mine))
 
 
 def fetch(tree: Any) -> Any:
@@ -223,11 +222,20 @@ def wait_for_all() -> None:
         _global_state.client.wait_at_barrier(f"jaxselftrain {next(_meetings)}", 1000 * PATIENCE)
 
 
-def compile_in_all(program: jax.stages.Wrapped, *arguments: Any) -> None:
-    """Compiles a program in every process before any of them runs it, because one may take it from a cache and others not."""
-    if are_several():
-        program.lower(*arguments).compile()
-        wait_for_all()
+def compiled_in_all(program: jax.stages.Wrapped) -> Callable[..., Any]:
+    """The program, which every process compiles at the first call before any of them runs it: one may have it in a cache."""
+    if not are_several():
+        return program
+    compiled: list[bool] = []
+
+    def call(*arguments: Any) -> Any:
+        if not compiled:
+            program.lower(*arguments).compile()
+            wait_for_all()
+            compiled.append(True)
+        return program(*arguments)
+
+    return call
 
 
 def _each(x: np.ndarray) -> np.ndarray:

@@ -75,13 +75,21 @@ class Copy:
         self._seen: dict[str, tuple[int, int]] = {}
 
     def fetch(self) -> None:
-        """Copies what is kept to this machine, where this machine has nothing of the run, or less."""
-        if not self.is_elsewhere or not self.kept.exists():
+        """Copies what is kept to this machine, where this machine has nothing of the run, or less. UserError if it fails."""
+        if not self.is_elsewhere:
             return
+        try:
+            self._fetch()
+        except Exception as error:  # of a storage service, which has many
+            text = " ".join(str(error).split())[:200]
+            raise UserError(f"the run's files could not be fetched from {self.kept} ({text}); start again") from error
+
+    def _fetch(self) -> None:
         ours, theirs = epath.Path(self.local) / METRICS, self.kept / METRICS
-        if ours.exists() and (not theirs.exists() or ours.stat().length >= theirs.stat().length):
+        if not self.kept.exists() or (ours.exists() and (not theirs.exists() or ours.stat().length >= theirs.stat().length)):
             return
-        for file in _files(self.kept):
+        # metrics last: by their length it is told whether everything is here
+        for file in sorted(_files(self.kept), key=lambda file: file.name == METRICS):
             name = str(file.relative_to(self.kept))
             to = self.local / name
             to.parent.mkdir(parents=True, exist_ok=True)

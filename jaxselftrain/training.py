@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from jaxselftrain.assembly import set_runtime
 from jaxselftrain.config import Config, parse_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.interrupts import Interrupts
@@ -83,28 +84,36 @@ def train(
 
 
 def _steps(config: Config, folder: Path, control: Control, say, watch) -> Generator[Report]:
-    join()
+    cache = _join(config, folder)
     kept = together(lambda: home(config.train.folder, folder))
     copy = Copy(folder, kept, say=say) if is_first() else None
-    if copy is not None:
-        copy.fetch()
+    together(lambda: None if copy is None else copy.fetch())
     config = parse_config(json.loads(from_first(lambda: keep_decided(config, folder, kept).model_dump_json())))
     lock, notes = together(lambda: open_folder(folder, kept, config) if is_first() else (None, []))
     settings = (
         f"raise update.micro_batches (now {config.update.micro_batches}; auto finds what fits) if the update does not fit; "
         "lower rollout.questions, vote.samples or rollout.max_tokens if sampling does not"
     )
-    again, cache = f"the run in {kept} goes on from its newest checkpoint", folder.parent / ".compilation_cache"
+    again = f"the run in {kept} goes on from its newest checkpoint"
     try:
-        with told_of_limits(folder, settings), Interrupts() as interrupts, own_folder(folder) as own:
+        with told_of_losses(again), told_of_limits(folder, settings), Interrupts() as interrupts, own_folder(folder) as own:
             if own != folder:
                 config, say = quiet(config), lambda text: None
+            # told of losses once more within: the Loop's end would wait for who is gone
             with Loop(config, kept, notes, own=own, cache=cache, copy=copy, say=say, watch=watch) as loop, told_of_losses(again):
                 control.sources = loop.sources()
                 yield from loop.run(interrupts, control)
     finally:
         if lock is not None:
             close_folder(folder, lock)
+
+
+def _join(config: Config, folder: Path) -> Path:
+    """Joins other processes where there are some; gives the folder of the compilation cache, which lies beside the run's."""
+    cache = folder.parent / ".compilation_cache"
+    set_runtime(config, cache)  # before devices are used, which joining does
+    join()
+    return cache
 
 
 @contextmanager
@@ -126,7 +135,7 @@ def run(config: Config, name: str) -> None:
     """`train` as the command line runs it, with `name` for {name}: a progress bar, then summary.json, a table and a picture."""
     config = with_folder(config, name)
     folder, steps, report = here(config.train.folder), config.train.steps, None
-    join()
+    _join(config, folder)
     # the delay: a mistake that is told at once is told without an empty bar above it
     bar = tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr, delay=3, disable=not is_first())
     with Compilations() as compiled, bar:

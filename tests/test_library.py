@@ -1,5 +1,6 @@
 """The library: a run as an iterator that can be watched, stopped, told to label otherwise, and resumed."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -95,3 +96,11 @@ def test_every_public_name_is_there_and_none_needs_jax_before_it_is_used():
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         jaxselftrain.trian  # noqa: B018
+
+
+def test_type_checkers_see_what_programs_get():
+    """The package imports late, so that its public names stand there twice: for Python, and for type checkers."""
+    tree = ast.parse(Path(jaxselftrain.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.asname: node.module for node in block.body for alias in node.names}
+    assert seen == {name: f"jaxselftrain.{module}" for name, module in jaxselftrain.EXPORTS.items()}

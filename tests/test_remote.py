@@ -99,11 +99,29 @@ def test_what_cannot_be_kept_is_told_and_made_up_for(tmp_path):
     (local / "metrics.jsonl").write_text("one\n")
     kept.write_text("a file in the way")
     copy = Copy(local, epath.Path(kept), say=said.append)
+    with pytest.raises(UserError, match="could not be fetched from .*kept"):
+        Copy(tmp_path / "new", epath.Path(kept), say=said.append).fetch()
     copy.keep()
     assert len(said) == 1 and "trying again at the next checkpoint" in said[0]
     kept.unlink()
     copy.keep()
     assert (kept / "metrics.jsonl").read_text() == "one\n"
+
+
+def test_a_fetch_that_was_stopped_is_made_again(tmp_path, monkeypatch):
+    """Metrics come last, and tell whether everything is here."""
+    local, kept, order = tmp_path / "local", tmp_path / "kept", []
+    kept.mkdir()
+    for name in ("config.yaml", "metrics.jsonl", "responses.jsonl"):
+        (kept / name).write_text(name)
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: order.append(path.name) or write(path, data))
+    Copy(local, epath.Path(kept), say=order.append).fetch()
+    assert order[:3] == ["config.yaml", "responses.jsonl", "metrics.jsonl"]
+    (local / "metrics.jsonl").unlink()
+    (local / "responses.jsonl").unlink()
+    Copy(local, epath.Path(kept), say=order.append).fetch()
+    assert (local / "responses.jsonl").read_text() == "responses.jsonl"
 
 
 def test_a_run_kept_here_is_not_copied(tmp_path):

@@ -9,8 +9,9 @@
 #   launch/tpu_vm.sh stop     the run saves itself and stops; the TPU still costs
 #   launch/tpu_vm.sh delete   the TPU, and see that it is gone
 # Options, before CONFIG; the variables in parentheses do as well:
-#   --name NAME (TPU_NAME)  --zone ZONE (ZONE)  --project PROJECT (PROJECT, else gcloud's own)  --dry-run   with all commands
 #   --name NAME (TPU_NAME)  --zone ZONE (ZONE)  --project PROJECT (PROJECT, else gcloud's own)  --dry-run   with every command
+#   --accelerator-type TYPE (ACCELERATOR_TYPE)  --spot   with create, and with run --restart, which may have to create it
+#   --runtime-version VERSION (RUNTIME_VERSION)   likewise; without it the one that goes with the accelerator
 #   --env VARIABLE   with run: pass on this variable of yours, besides HF_TOKEN and WANDB_API_KEY; repeat it for more
 #   --restart        with run: stay, and when the TPU was preempted ask for it again, set it up and go on; creates it, too
 #   --worker N|all   with logs (0)

@@ -3,6 +3,7 @@
 #   tpu_worker.sh install                the environment ~/jaxselftrain-venv, anew when the dependencies have changed
 #   tpu_worker.sh setup                  unpack ~/jaxselftrain.tgz as ~/jaxselftrain, then install
 #   tpu_worker.sh run CONFIG ...         setup, then train in the background, with the variables in ~/jaxselftrain-environment
+#   tpu_worker.sh train CONFIG ...       train in the foreground, joined with the other workers; for launchers that copy and watch
 #   tpu_worker.sh status|logs|stop       of that run; ~/jaxselftrain-run has its log, its process number and how it ended
 set -euo pipefail
 self=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
@@ -100,6 +101,10 @@ case $verb in
     echo "worker $worker: started"
     ;;
   supervise) supervise "$@" ;;
+  train)
+    join_others
+    exec "$HOME/jaxselftrain-venv/bin/jaxselftrain" train "$@"
+    ;;
   status)
     if [ ! -e "$runs/pid" ]; then
       echo "worker $worker: nothing was started"
@@ -132,7 +137,7 @@ case $verb in
     fi
     ;;
   *)
-    echo "tpu_worker.sh: install, setup, run, status, logs or stop, not '$verb'" >&2
+    echo "tpu_worker.sh: install, setup, run, train, status, logs or stop, not '$verb'" >&2
     exit 2
     ;;
 esac

@@ -366,6 +366,19 @@ def test_a_run_that_was_told_to_stop_is_not_started_again(desk):
     assert done.returncode == 75 and "as it was told" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "endpoints, joined", [("w-0:8470:10.0.0.5,w-1:8470:10.0.0.6", "10.0.0.5:8482 2 1"), ("w-0:8470:10.0.0.5", "")]
+)
+def test_a_worker_that_trains_in_the_foreground_joins_the_others(desk, endpoints, joined):
+    desk.state()
+    program = 'echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"; exit 75'
+    assert desk("setup", *HERE, TEST_PROGRAM=program).returncode == 0
+    given = {"HOME": str(desk.workers[1]), "STAND_IN_WORKER": "1", "STAND_IN_ENDPOINTS": endpoints}
+    command = ["bash", desk.root / "launch" / "tpu_worker.sh", "train", "my config.yaml"]
+    done = subprocess.run(command, env=desk.environment | given, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (75, joined), done.stderr
+
+
 def test_a_run_that_goes_on_is_watched_and_not_started(desk):
     desk.state()
     desk("run", *HERE, desk.config, TEST_PROGRAM="sleep 0.8")

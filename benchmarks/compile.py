@@ -45,8 +45,8 @@ def main() -> None:
     sampling = parts.sampling(
         temperatures=[settings.temperature] * config.vote.samples, top_p=settings.top_p, top_k=settings.top_k
     )
-    tokens, width = training.tokens[: settings.questions], prompt_width(training.tokens)
-    asked = parts.prompts(tokens, [True] * len(tokens), width, stream=TRAINING, draw=0, sampling=sampling)
+    Q, width = settings.questions, prompt_width(training.longest)
+    asked = parts.prompts(training.tokens, range(Q), [True] * Q, width, stream=TRAINING, draw=0, sampling=sampling)
     compile_seconds(config, replace(parts.architecture, L=1), parts.mesh, asked)  # the compiler's own first time
     rows = []
     for L in depths:

@@ -88,13 +88,13 @@ class Batches:
     def __init__(self, parts: Parts, prompts: Sequence[list[int]]):
         self.parts, self.tokens = parts, prompts
         self.Q = parts.config.rollout.questions
-        self.width = prompt_width(list(prompts))  # as in a run: rounded up, which costs us and nobody else
+        self.width = prompt_width(max(map(len, prompts)))  # as in a run: rounded up, which costs us and nobody else
         self.sampling = endless(parts)
 
     def batch(self, step: int) -> Prompts:
         first = min(step * self.Q, len(self.tokens) - self.Q)
-        tokens = self.tokens[first : first + self.Q]
-        return self.parts.prompts(tokens, [True] * len(tokens), self.width, stream=TRAINING, draw=step, sampling=self.sampling)
+        indices, wanted = range(first, first + self.Q), [True] * self.Q
+        return self.parts.prompts(self.tokens, indices, wanted, self.width, stream=TRAINING, draw=step, sampling=self.sampling)
 
 
 class Run:
@@ -102,7 +102,7 @@ class Run:
 
     def __init__(self, parts: Parts, params: dict[str, jax.Array], prompts: Sequence[list[int]]):
         if not parts.config.is_decided:
-            width = prompt_width(list(prompts))
+            width = prompt_width(max(map(len, prompts)))
             parts = fit_memory(parts, width, limit=device_limit(), say=lambda text: print(text, file=sys.stderr, flush=True))
         config = self.config = parts.config
         self.parts, self.batches = parts, Batches(parts, prompts)

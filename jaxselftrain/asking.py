@@ -45,12 +45,13 @@ class Asker:
         A response depends on the batch its prompt stands in and on nothing that was asked before, so work can be taken up again.
         """
         for start in range(first, len(prompts), self.batch):
-            tokens = list(prompts[start : start + self.batch])
-            real = len(tokens)
-            tokens += [tokens[0]] * (self.batch - real)  # the last batch is filled up to the program's shape
+            real = min(len(prompts) - start, self.batch)
+            indices = [*range(start, start + real), *[start] * (self.batch - real)]  # the last batch is filled up to the shape
             wanted = [place < real for place in range(self.batch)]
             draw = start // self.batch
-            asked = self.parts.prompts(tokens, wanted, self.width, stream=self.stream, draw=draw, sampling=self.sampling)
+            asked = self.parts.prompts(
+                prompts, indices, wanted, self.width, stream=self.stream, draw=draw, sampling=self.sampling
+            )
             rollouts = self.sample(params, asked)
             mine = self.own[: max(real - self.own.start, 0)]
             fetched = fetch((rollouts.tokens_QNT, rollouts.length_QN, rollouts.ended_QN))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from jaxselftrain.errors import UserError
 from jaxselftrain.model.architecture import Architecture
 from jaxselftrain.model.loading import Weights, load_params, open_model
 from jaxselftrain.model.tokenizer import Tokenizer, load_tokenizer
-from jaxselftrain.processes import put
+from jaxselftrain.processes import own_rows, put
 from jaxselftrain.questions import Question
 from jaxselftrain.rollouts import Prompts, Sampling
 from jaxselftrain.sharding import make_mesh, named, param_shardings
@@ -75,20 +76,33 @@ class Parts:
         return Sampling(temperature_N=temperature_N, top_p=p, top_k=k, stop_SV=self.stop_SV)
 
     def prompts(
-        self, tokens: list[list[int]], wanted: list[bool], width: int, *, stream: int, draw: int, sampling: Sampling
+        self,
+        tokens: Sequence[list[int]],
+        indices: Sequence[int],
+        wanted: list[bool],
+        width: int,
+        *,
+        stream: int,
+        draw: int,
+        sampling: Sampling,
     ) -> Prompts:
-        """One batch on device, and which of it is sampled; draw numbers the sampling calls of a stream."""
-        tokens_QC, length_Q = prompt_texts.pad(tokens, width)
+        """One batch on device: the prompts at `indices`, and which of them are sampled; draw numbers the calls of a stream."""
+        tokens_QC, length_Q = self.padded(tokens, indices, width)
         noise = np.asarray([self.config.train.seed, stream, draw], np.uint32)
         prompts = Prompts(
             tokens_QC=tokens_QC,
             length_Q=length_Q,
-            slot_Q=np.arange(len(tokens), dtype=np.int32),
+            slot_Q=np.arange(len(indices), dtype=np.int32),
             noise=noise,
             wanted_Q=np.asarray(wanted),
             sampling=sampling,
         )
         return put(prompts, prompt_shardings(self.mesh))
+
+    def padded(self, tokens: Sequence[list[int]], indices: Sequence[int], width: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens_QC, length_Q) of a batch. Rows that lie on other processes' devices are empty: those work them out."""
+        own = own_rows(self.mesh, "questions", len(indices))
+        return prompt_texts.pad([tokens[i] if place in own else [] for place, i in enumerate(indices)], width)
 
     def texts(self, tokens_QNT: np.ndarray, length_QN: np.ndarray) -> list[str]:
         """The text of every response, question by question, cut before the stop string that ended it."""

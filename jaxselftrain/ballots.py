@@ -85,7 +85,7 @@ class Ballots:
 
     def decide(self, host: Host, indices: list[int], fetched: Fetched) -> tuple[Feedback, dict[int, Vote]]:
         """Reads the answers of the new rollouts and decides what the next update learns from them."""
-        filled = float(np.mean([len(self.training.tokens[i]) for i in indices])) / self.width
+        filled = float(self.training.length_Q[indices].mean()) / self.width
         host.pending = {"prompt_padding_share": 1.0 - filled}
         if self.gold is not None:
             length_QN = self._gather(self.own, fetched.length_QN)
@@ -136,7 +136,7 @@ class Ballots:
 
     def probe(self, host: Host, rollouts: Rollouts) -> dict[str, float]:
         """How many of the probe questions have the majority answer that they had at the start."""
-        count, settings = len(self.probes.tokens), self.config.vote
+        count, settings = len(self.probes.questions), self.config.vote
         mine = [place for place in self.own if place < count]
         fetched = fetch(Fetched.of(rollouts)).at(range(len(mine)))
         reading = self.voter.read(self.parts.texts(fetched.tokens_QNT, fetched.length_QN))

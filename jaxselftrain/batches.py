@@ -24,7 +24,7 @@ class Batches:
         )
         self.order = QuestionOrder(len(training.questions), config.train.seed)
         self.nothing = self._prompts(training.tokens[:1], stream=TRAINING, draw=0, wanted=0)  # for a call that only learns
-        self.probes = self._prompts(probes.tokens, stream=PROBES, draw=0, wanted=len(probes.tokens)) if probes.tokens else None
+        self.probes = self._prompts(probes.tokens, stream=PROBES, draw=0, wanted=len(probes.tokens)) if probes.questions else None
 
     def next(self, host: Host) -> tuple[list[int], Prompts]:
         """(indices of the next questions, their prompts on device)."""
@@ -38,11 +38,11 @@ class Batches:
     def at_places(self, indices: Sequence[int], places: Sequence[int], *, draw: int) -> Prompts:
         """The prompts of a whole batch, of which only these places are sampled."""
         wanted = [place in places for place in range(self.Q)]
-        tokens = [self.training.tokens[i] for i in indices]
-        return self.parts.prompts(tokens, wanted, self.width, stream=TRAINING, draw=draw, sampling=self.sampling)
+        tokens, width = self.training.tokens, self.width
+        return self.parts.prompts(tokens, indices, wanted, width, stream=TRAINING, draw=draw, sampling=self.sampling)
 
-    def _prompts(self, tokens: list[list[int]], *, stream: int, draw: int, wanted: int) -> Prompts:
+    def _prompts(self, tokens: Sequence[list[int]], *, stream: int, draw: int, wanted: int) -> Prompts:
         """Fewer prompts than a batch has places: the first is repeated, and the first `wanted` are sampled."""
-        filled = tokens + [tokens[0]] * (self.Q - len(tokens))
+        filled = [*range(len(tokens)), *[0] * (self.Q - len(tokens))]
         asked = [place < wanted for place in range(self.Q)]
-        return self.parts.prompts(filled, asked, self.width, stream=stream, draw=draw, sampling=self.sampling)
+        return self.parts.prompts(tokens, filled, asked, self.width, stream=stream, draw=draw, sampling=self.sampling)

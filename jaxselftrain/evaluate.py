@@ -81,7 +81,7 @@ class Evaluator:
         self.parts, self.questions, self.answer_key, self.voter, self.width = parts, questions, answer_key, voter, width
         settings = parts.config.evaluate
         if are_several():
-            self._check_several(len(questions.tokens))
+            self._check_several(len(questions.questions))
         if like is not None:
             self.asker: Asker = like.asker
             return
@@ -110,7 +110,7 @@ class Evaluator:
             asked += responses.asked
             texts += responses.texts
             ended.append(responses.ended_QN)
-            tick(min(done * self.asker.batch, len(self.questions.tokens)))
+            tick(min(done * self.asker.batch, len(self.questions.questions)))
         return self._judge(asked, texts, np.concatenate(ended))
 
     def _judge(self, asked: list[int], texts: list[str], ended_QN: np.ndarray) -> Evaluation:

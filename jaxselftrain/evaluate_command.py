@@ -57,14 +57,14 @@ def run_evaluation(
     for name, prompts in encoded.items():
         if prompts.dropped_ids:
             print(prompts.dropped() if len(sets) == 1 else f"{name}: {prompts.dropped()}", file=sys.stderr)
-    width = prompt_width([tokens for prompts in encoded.values() for tokens in prompts.tokens])
+    width = prompt_width(max(prompts.longest for prompts in encoded.values()))
     parts.check_context(width)
     check_mesh(parts.mesh, parts.architecture, rows={"evaluate.batch": config.evaluate.batch})
     if folder is not None:
         make_folder(folder)  # before what takes long, after what may be refused
     limits_told = partial(told_of_limits, settings=f"lower evaluate.batch (now {config.evaluate.batch}) or evaluate.samples")
     found: dict[str, Evaluation] = {}
-    total = sum(len(prompts.tokens) for prompts in encoded.values())
+    total = sum(len(prompts.questions) for prompts in encoded.values())
     with Voter(config.answer, config.vote) as voter:
         evaluators: dict[str, Evaluator] = {}
         for name, prompts in encoded.items():

@@ -86,12 +86,12 @@ def _label(target: str, run: Path | None, config: Config, out: Path) -> None:
     encoded = parts.encode(asked, config.questions.too_long)
     if encoded.dropped_ids:
         print(encoded.dropped(), file=sys.stderr)
-    width = prompt_width(encoded.tokens)
+    width = prompt_width(encoded.longest)
     parts.check_context(width)
     check_mesh(parts.mesh, parts.architecture, rows={"evaluate.batch": config.evaluate.batch})
     replace_text(settings, to_yaml(config))
     params = parts.params() if run is None else checkpoint_params(parts, run, step=None)[0]
-    total = len(encoded.tokens)
+    total = len(encoded.questions)
     limits = told_of_limits(out.absolute().parent, settings=f"lower evaluate.batch (now {config.evaluate.batch}) or vote.samples")
     with Voter(config.answer, config.vote) as voter, limits:
         with tqdm(total=total, desc="labelling", unit="question", dynamic_ncols=True) as bar:

@@ -29,7 +29,7 @@ from jaxselftrain.evaluate import Evaluator, all_rows, cut_back_evaluations
 from jaxselftrain.guard import Guard, write_alarms
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.labels import NEED_GOLD
-from jaxselftrain.material import fitted, open_material
+from jaxselftrain.material import open_material
 from jaxselftrain.metrics import MetricsLog
 from jaxselftrain.processes import any_of, compiled_in_all, fetch, put, together
 from jaxselftrain.remote import CHECKPOINTS, Copy
@@ -102,7 +102,7 @@ class Loop:
             say(f"changed since the run started: {note}")
         where = f"run folder {own}, kept in {kept}" if copy is not None and copy.is_elsewhere else f"run folder {own}"
         say(f"{where}; opening {config.model.path}")
-        material = fitted(together(lambda: open_material(config, cache=cache, say=say)), say=say)
+        material = open_material(config, cache=cache, say=say)
         self.parts, self.width, self.teacher = material.parts, material.width, material.teacher
         self.config = config = self.parts.config  # what it left to `auto` is decided
         self.answer_key, self.encoded, asked = material.answer_key, material.training, material.held_out
@@ -110,7 +110,9 @@ class Loop:
         if not config.is_supervised:
             self.guard.tell_of_blindness(keeps_reference=config.keeps_reference)
         self.batches = Batches(self.parts, self.encoded, material.probes, self.width)
-        self.gold = GoldResponses(self.parts, self.encoded, self.answer_key, self.width) if config.is_supervised else None
+        self.gold = None
+        if config.is_supervised:
+            self.gold = together(lambda: GoldResponses(self.parts, self.encoded, self.answer_key, self.width))
         self.step = compiled_in_all(compile_step(self.parts.graph, config, self.parts.architecture, self.parts.mesh))
         with ExitStack() as opened:  # what is open is closed again when a later line fails
             self.voter = opened.enter_context(Voter(config.answer, config.vote))
@@ -314,7 +316,7 @@ class Loop:
         if self.evaluator is None or not due:
             return {}
         started = time.perf_counter()
-        total = len(self.evaluator.questions.tokens)
+        total = len(self.evaluator.questions.questions)
         self.say(f"step {step}: evaluating on {total} held-out questions")
         evaluation = self.evaluator.run(self.state.params, tick=lambda done: self.watch(f"evaluating {done}/{total}"))
         ids = [question.id for question in self.evaluator.questions.questions]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxselftrain.answer_key import AnswerKey, load_answer_key
@@ -14,7 +15,7 @@ from jaxselftrain.label_file import teacher_keys
 from jaxselftrain.labels import NEED_GOLD
 from jaxselftrain.memory import device_limit, fit_memory
 from jaxselftrain.probes import set_aside
-from jaxselftrain.processes import least_of
+from jaxselftrain.processes import least_of, same_in_all, together
 from jaxselftrain.prompts import Encoded, prompt_width
 from jaxselftrain.questions import Question
 from jaxselftrain.run_questions import load_run_questions
@@ -26,7 +27,7 @@ from jaxselftrain.sharding import check_mesh, shards
 class Material:
     """What a run is made of, before anything is written."""
 
-    parts: Parts  # whose config leaves nothing to `auto` once it is `fitted`
+    parts: Parts  # whose config leaves nothing to `auto`
     training: Encoded
     probes: Encoded  # set aside from these
     held_out: Encoded | None
@@ -35,11 +36,39 @@ class Material:
     teacher: dict[str, str | None]  # question id -> key of a frozen teacher's label, where one is named
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What each process opens by itself."""
+
+    parts: Parts
+    training: list[Question]
+    held_out: list[Question]
+    answer_key: AnswerKey
+    teacher: dict[str, str | None]
+
+
 def open_material(config: Config, *, cache: Path, say: Callable[[str], None]) -> Material:
     """Opens and checks everything; what is cheap comes first. Raises UserError for what the user can change.
 
-    No process waits for another in here, since each may fail by itself: see `fitted` for what they decide together.
+    What one of several processes cannot open ends all of them, and what the config left to `auto` is decided by the smallest
+    memory of all their devices.
     """
+    opened = together(lambda: _open(config, cache=cache, say=say))
+    parts = opened.parts
+    _check_questions_are_the_same(opened)
+    probes, training = set_aside(_encode(parts, opened.training, config.questions, say), config.probe.questions)
+    asked = _encode(parts, opened.held_out, config.evaluate.questions, say) if config.evaluate.questions else None
+    width = prompt_width(max(encoded.longest for encoded in (probes, training, *([asked] if asked else []))))
+    parts.check_context(width)
+    _check_batches(parts, len(training.questions), evaluates=asked is not None)
+    if not config.is_decided:
+        say("compiling the training step to see what fits the memory (a minute or so for each choice)")
+        parts = fit_memory(parts, width, limit=least_of(device_limit()), say=say)
+    _tell_of_idle_devices(parts, say)
+    return Material(parts, training, probes, asked, width, opened.answer_key, opened.teacher)
+
+
+def _open(config: Config, *, cache: Path, say: Callable[[str], None]) -> Opened:
     answer_key = load_answer_key(config.questions)
     if config.label.source in NEED_GOLD and not len(answer_key):
         raise UserError(
@@ -49,23 +78,17 @@ def open_material(config: Config, *, cache: Path, say: Callable[[str], None]) ->
     training, held_out = load_run_questions(config, say=say)
     labels = config.label.file or config.alarm.labels
     teacher = {} if labels is None else teacher_keys(Path(labels), [question.id for question in training])
-    parts = open_parts(config, cache=cache)
-    probes, encoded = set_aside(_encode(parts, training, config.questions, say), config.probe.questions)
-    asked = _encode(parts, held_out, config.evaluate.questions, say) if config.evaluate.questions else None
-    width = prompt_width(probes.tokens + encoded.tokens + (asked.tokens if asked else []))
-    parts.check_context(width)
-    _check_batches(parts, len(encoded.questions), evaluates=asked is not None)
-    return Material(parts, encoded, probes, asked, width, answer_key, teacher)
+    return Opened(open_parts(config, cache=cache), training, held_out, answer_key, teacher)
 
 
-def fitted(material: Material, *, say: Callable[[str], None]) -> Material:
-    """The material with what the config left to `auto` decided, by the memory of the smallest device of all processes."""
-    parts = material.parts
-    if not parts.config.is_decided:
-        say("compiling the training step to see what fits the memory (a minute or so for each choice)")
-        parts = fit_memory(parts, material.width, limit=least_of(device_limit()), say=say)
-    _tell_of_idle_devices(parts, say)
-    return replace(material, parts=parts)
+def _check_questions_are_the_same(opened: Opened) -> None:
+    """Raises UserError where processes have read different questions, or a teacher's labels, from what their config names."""
+    questions = (*opened.training, *opened.held_out)
+    if not same_in_all(lambda: json.dumps([[(q.id, q.text, q.messages) for q in questions], opened.teacher])):
+        raise UserError(
+            "the processes of this run have read different questions or labels: the files that the config names differ between "
+            "their machines; copy them again"
+        )
 
 
 def _encode(parts: Parts, questions: list[Question], source: Questions, say: Callable[[str], None]) -> Encoded:

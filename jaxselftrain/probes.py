@@ -13,8 +13,11 @@ from jaxselftrain.prompts import Encoded
 
 def set_aside(encoded: Encoded, count: int) -> tuple[Encoded, Encoded]:
     """(the probe questions, the others): the first `count` in the order of the source, which no shuffle changes."""
-    probes, others = (Encoded(encoded.questions[part], encoded.tokens[part], []) for part in (slice(count), slice(count, None)))
-    return probes, Encoded(others.questions, others.tokens, encoded.dropped_ids)
+
+    def part(of: slice, dropped_ids: list[str]) -> Encoded:
+        return Encoded(encoded.questions[of], encoded.tokens[of], encoded.length_Q[of], dropped_ids)
+
+    return part(slice(count), []), part(slice(count, None), encoded.dropped_ids)
 
 
 def agreement(before: Sequence[int], now: Sequence[int]) -> float:

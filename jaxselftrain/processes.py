@@ -6,6 +6,7 @@ the others need of that goes through `gather`: small arrays, never text. The fir
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,6 +112,16 @@ def own_rows(mesh: Mesh, axis: str, total: int) -> range:
     return range(min(start for start, *_ in mine), max(stop for _, stop, _ in mine))
 
 
+def own_share(total: int) -> range:
+    """Which of `total` pieces of work are this process's, where any may do any."""
+    return range(jax.process_index(), total, jax.process_count()) if are_several() else range(total)
+
+
+def most_share(total: int) -> int:
+    """How many of them the process with the most has."""
+    return -(-total // jax.process_count()) if are_several() else total
+
+
 def fetch(tree: Any) -> Any:
     """The process's own part of arrays on device, as NumPy arrays; all of it for a process alone. One transfer."""
     leaves, structure = jax.tree.flatten(tree)
@@ -184,6 +195,14 @@ def any_of(flag: bool) -> bool:
 def least_of(number: int) -> int:
     """The smallest of all processes' numbers."""
     return int(_each(np.asarray([number], np.int64)).min()) if are_several() else number
+
+
+def same_in_all(text: Callable[[], str]) -> bool:
+    """Whether all processes have the same text; what goes round is a digest."""
+    if not are_several():
+        return True
+    digest = hashlib.blake2b(text().encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return len({each.tobytes() for each in _each(np.frombuffer(digest, np.uint8))}) == 1
 
 
 def together(act: Callable[[], Any]) -> Any:

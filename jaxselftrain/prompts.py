@@ -1,13 +1,18 @@
-"""Takes Questions, gives prompt tokens, by few-shot text or the tokenizer's chat template, padded to one length."""
+"""Takes Questions, gives prompt tokens, by few-shot text or the tokenizer's chat template, padded to one length.
+
+Of several processes each tokenizes its share of the questions, and tells the others how long those prompts are; after that, what
+it asks itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 
 from jaxselftrain.errors import UserError
+from jaxselftrain.processes import gather, most_share, own_share, together
 from jaxselftrain.questions import Question
 from jaxselftrain.sections import Prompt
 
@@ -15,12 +20,55 @@ if TYPE_CHECKING:
     from jaxselftrain.model.tokenizer import Tokenizer
 
 
+class Tokens(Sequence[list[int]]):
+    """The prompt tokens of questions: worked out when they are first asked for, and kept.
+
+    Asking raises UserError when the chat format is asked of a tokenizer without a chat template.
+    """
+
+    def __init__(self, questions: Sequence[Question], tokenizer: Tokenizer, prompt: Prompt):
+        self.questions, self.tokenizer, self.prompt = questions, tokenizer, prompt
+        self.known: dict[str, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @overload
+    def __getitem__(self, at: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, at: slice) -> Tokens: ...
+    def __getitem__(self, at):
+        if isinstance(at, slice):
+            return self.of(self.questions[at])
+        question = self.questions[at]
+        if question.id not in self.known:
+            self.known[question.id] = self._worked_out(question)
+        return self.known[question.id]
+
+    def of(self, questions: Sequence[Question]) -> Tokens:
+        """Those of some of the questions; what is known is known to both."""
+        some = Tokens(questions, self.tokenizer, self.prompt)
+        some.known = self.known
+        return some
+
+    def _worked_out(self, question: Question) -> list[int]:
+        if self.prompt.format == "chat":
+            return self.tokenizer.chat(_messages(question, self.prompt), self.prompt.chat_template_arguments)
+        return self.tokenizer.encode(few_shot_text(question, self.prompt))
+
+
 class Encoded(NamedTuple):
-    """Questions kept, the prompt tokens of each, and the ids of those dropped as too long."""
+    """Questions kept, the prompt tokens of each, how many those are, and the ids of those dropped as too long."""
 
     questions: list[Question]
-    tokens: list[list[int]]
+    tokens: Sequence[list[int]]
+    length_Q: np.ndarray
     dropped_ids: list[str]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return int(self.length_Q.max(initial=0))
 
     def dropped(self) -> str:
         """How many were dropped, and the first of them, as a sentence."""
@@ -29,22 +77,18 @@ class Encoded(NamedTuple):
 
 
 def encode_prompts(questions: Sequence[Question], *, tokenizer: Tokenizer, prompt: Prompt, too_long: str) -> Encoded:
-    """The prompt tokens of every question; those of more than `prompt.max_tokens` are dropped or refused, as `too_long` says.
+    """The prompts of all questions; those of more than `prompt.max_tokens` tokens are dropped or refused, as `too_long` says.
 
-    Raises UserError when `too_long` is "error" and one is too long, when no question is left, and when the chat format is
-    asked of a tokenizer without a chat template.
+    Where there are several processes all must call this at the same time. Raises UserError, and then in all of them, when
+    `too_long` is "error" and one is too long, when no question is left, and when the chat format is asked of a tokenizer without
+    a chat template.
     """
-    kept, tokens, dropped = [], [], []
-    for question in questions:
-        if prompt.format == "chat":
-            ids = tokenizer.chat(_messages(question, prompt), prompt.chat_template_arguments)
-        else:
-            ids = tokenizer.encode(few_shot_text(question, prompt))
-        if len(ids) > prompt.max_tokens:
-            dropped.append(question.id)
-        else:
-            kept.append(question)
-            tokens.append(ids)
+    tokens, share = Tokens(questions, tokenizer, prompt), own_share(len(questions))
+    lengths = together(lambda: np.asarray([len(tokens[i]) for i in share], np.int32))
+    length_Q = gather(share, lengths, most=most_share(len(questions)), total=len(questions))
+    fits_Q = length_Q <= prompt.max_tokens
+    kept = [question for question, fits in zip(questions, fits_Q, strict=True) if fits]
+    dropped = [question.id for question, fits in zip(questions, fits_Q, strict=True) if not fits]
     if dropped and too_long == "error":
         raise UserError(
             f"{len(dropped)} of {len(questions)} prompts are longer than prompt.max_tokens = {prompt.max_tokens}, "
@@ -53,7 +97,7 @@ def encode_prompts(questions: Sequence[Question], *, tokenizer: Tokenizer, promp
     if not kept:
         because = f": all {len(dropped)} prompts are longer than prompt.max_tokens = {prompt.max_tokens}" if dropped else ""
         raise UserError(f"no question is left{because}")
-    return Encoded(kept, tokens, dropped)
+    return Encoded(kept, tokens.of(kept), length_Q[fits_Q], dropped)
 
 
 def few_shot_text(question: Question, prompt: Prompt) -> str:
@@ -67,9 +111,8 @@ def first_of(ids: Sequence[str]) -> str:
     return ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
 
 
-def prompt_width(tokens: Sequence[Sequence[int]]) -> int:
-    """The one prompt length of a run: the longest of `tokens`, rounded up to 16, 32 or a multiple of 64."""
-    longest = max(len(ids) for ids in tokens)
+def prompt_width(longest: int) -> int:
+    """The one prompt length of a run: that of its longest prompt, in tokens, rounded up to 16, 32 or a multiple of 64."""
     return next((width for width in (16, 32) if longest <= width), -(-longest // 64) * 64)
 
 

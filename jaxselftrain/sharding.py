@@ -58,7 +58,7 @@ def make_mesh(mesh: sections.Mesh, devices: list | None = None) -> Mesh:
 
 def _devices() -> list[jax.Device]:
     try:
-        return jax.devices()
+        devices = jax.devices()
     except (RuntimeError, AssertionError) as error:  # a backend without its device, or one that is not installed
         wanted = os.environ.get("JAX_PLATFORMS") or "none named"
         text = " ".join(str(error).split())[:200] or "no reason given"
@@ -66,6 +66,12 @@ def _devices() -> list[jax.Device]:
             f"JAX finds no device to run on (JAX_PLATFORMS: {wanted}; {text}); JAX_PLATFORMS=cpu runs on the CPU, and "
             "`.[cuda]` or `.[tpu]` install the other backends"
         ) from None
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():  # TPUs of several machines know of each other anyway
+        raise UserError(
+            f"these are the devices of {jax.process_count()} machines, whose processes have not joined; start them with launch/, "
+            "or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
+        )
+    return devices
 
 
 def check_mesh(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxselftrain.answer_key import AnswerKey
 from jaxselftrain.assembly import Parts
 from jaxselftrain.errors import UserError
-from jaxselftrain.processes import put
+from jaxselftrain.processes import own_rows, own_share, put
 from jaxselftrain.prompts import Encoded, pad
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts
@@ -20,11 +20,17 @@ from jaxselftrain.step import rollout_shardings
 
 
 class GoldResponses:
-    """Every question's gold answer as the response that it should get."""
+    """Every question's gold answer as the response that it should get.
+
+    Raises UserError for a question without one, or with one that is too long; of several processes each sees its share of them.
+    """
 
     def __init__(self, parts: Parts, training: Encoded, answer_key: AnswerKey, width: int):
         self.parts, self.training, self.width = parts, training, width
-        self.responses = [self._response(question.id, answer_key.gold(question.id)) for question in training.questions]
+        self.answer_key = answer_key
+        self._known: dict[int, list[int]] = {}  # responses worked out so far
+        for index in own_share(len(training.questions)):
+            self.response(index)
 
     def rollouts(self, indices: list[int], *, draw: int) -> Rollouts:
         """These questions with their responses, on device. Their behaviour log-probs are 0: nobody sampled them.
@@ -34,10 +40,11 @@ class GoldResponses:
         """
         config = self.parts.config
         rng = np.random.default_rng([config.train.seed, draw])
-        others = rng.integers(len(self.responses), size=len(indices))
+        others = rng.integers(len(self.training.questions), size=len(indices))
         said = np.where(rng.random(len(indices)) < config.supervised.mistakes, others, indices)
-        responses = [self.responses[i] for i in said]
-        prompt_QC, prompt_length_Q = pad([self.training.tokens[i] for i in indices], self.width)
+        own = own_rows(self.parts.mesh, "questions", len(indices))
+        responses = [self.response(int(index)) if place in own else [] for place, index in enumerate(said)]
+        prompt_QC, prompt_length_Q = self.parts.padded(self.training.tokens, indices, self.width)
         tokens_QT, length_Q = pad(responses, self.parts.config.rollout.max_tokens)
         made = Rollouts(
             prompt_QC=prompt_QC,
@@ -61,7 +68,14 @@ class GoldResponses:
             learn=np.asarray(True),
         )
 
-    def _response(self, id: str, gold: str | None) -> list[int]:
+    def response(self, index: int) -> list[int]:
+        """The tokens of a question's response; they are kept."""
+        if index not in self._known:
+            id = self.training.questions[index].id
+            self._known[index] = self._worked_out(id, self.answer_key.gold(id))
+        return self._known[index]
+
+    def _worked_out(self, id: str, gold: str | None) -> list[int]:
         """The tokens of the text that supervised.response makes of the answer, up to where sampling would have stopped."""
         settings, most = self.parts.config.supervised, self.parts.config.rollout.max_tokens
         if gold is None:

@@ -136,10 +136,11 @@ def run(config: Config, name: str) -> None:
     config = with_folder(config, name)
     folder, steps, report = here(config.train.folder), config.train.steps, None
     _join(config, folder)
-    # the delay: a mistake that is told at once is told without an empty bar above it
-    bar = tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr, delay=3, disable=not is_first())
+    # a mistake found before the first step is told without an empty bar above it
+    bar = tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr, delay=3, leave=False, disable=not is_first())
     with Compilations() as compiled, bar:
         for report in train(config, say=partial(bar.write, file=sys.stderr), watch=bar.set_description):
+            bar.leave = True
             if bar.n == 0:
                 bar.initial = bar.n = max(report.step - 1, 0)  # a resumed run's speed is that of the steps done now
             bar.set_description("training")

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runs import environment, lines
@@ -18,7 +19,15 @@ PROGRAM = (sys.executable, "-m", "jaxselftrain.cli")
 class Pod:
     """The processes of one start; on leaving, none is left."""
 
-    def __init__(self, count: int, *arguments: str, devices: int, logs: Path, program: tuple[str, ...] = PROGRAM):
+    def __init__(
+        self,
+        count: int,
+        *arguments: str,
+        devices: int,
+        logs: Path,
+        program: Sequence[str] = PROGRAM,
+        variables: Mapping[str, str] | None = None,
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -35,7 +44,12 @@ class Pod:
             }
             with log.open("a") as file:
                 self.processes.append(
-                    subprocess.Popen([*program, *arguments], env=environment() | own, stdout=file, stderr=subprocess.STDOUT)
+                    subprocess.Popen(
+                        [*program, *arguments],
+                        env={**environment(), **own, **(variables or {})},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
                 )
 
     def __enter__(self) -> Pod:

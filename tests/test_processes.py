@@ -1,5 +1,6 @@
 """What processes tell each other, without the others."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -58,6 +59,12 @@ def test_what_is_packed_and_joined_is_unpacked_bit_for_bit(owners, seed):
     assert sorted(rows) == list(range(Q))
     for x, want in zip(arrays, whole[1:], strict=True):
         assert x.dtype == want.dtype and x[np.argsort(rows)].tobytes() == want.tobytes()
+
+
+def test_machines_that_have_not_joined_are_one_sentence(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(UserError, match="devices of 4 machines, whose processes have not joined; start them with launch/"):
+        make_mesh(Mesh(data=-1))
 
 
 def test_a_question_stays_in_one_process():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxselftrain.errors import UserError
+from jaxselftrain.probes import set_aside
 from jaxselftrain.prompts import encode_prompts, first_of, pad, prompt_width
 from jaxselftrain.questions import Question
 from jaxselftrain.sections import Prompt
@@ -68,9 +69,34 @@ def test_no_question_left_is_an_error():
         texts([])
 
 
+def test_a_process_tokenizes_its_share_and_what_it_asks(monkeypatch):
+    asked, questions = [], [Question(str(n), "x" * n) for n in range(1, 9)]
+    lengths = {str(n): n for n in range(1, 9)}
+
+    class Counting(Letters):
+        def encode(self, text):
+            asked.append(len(text))
+            return super().encode(text)
+
+    def gathered(rows, length_Q, *, most, total):  # the other process tells the lengths of the rest
+        assert [*rows] == [1, 3, 5, 7] and length_Q.tolist() == [2, 4, 6, 8] and (most, total) == (4, 8)
+        return np.asarray([*lengths.values()], np.int32)
+
+    monkeypatch.setattr("jaxselftrain.prompts.own_share", lambda total: range(1, total, 2))
+    monkeypatch.setattr("jaxselftrain.prompts.most_share", lambda total: total // 2)
+    monkeypatch.setattr("jaxselftrain.prompts.gather", gathered)
+    encoded = encode_prompts(questions, tokenizer=Counting(), prompt=Prompt(max_tokens=6), too_long="drop")
+    assert asked == [2, 4, 6, 8] and encoded.dropped_ids == ["7", "8"] and encoded.longest == 6
+    probes, others = set_aside(encoded, 2)
+    assert others.length_Q.tolist() == [3, 4, 5, 6] and len(others.tokens) == 4
+    assert others.tokens[1] == encoded.tokens[3] == [ord("x")] * 4 and asked == [2, 4, 6, 8]
+    assert probes.tokens[0] == others.tokens[-4][:1] and asked == [2, 4, 6, 8, 1, 3]
+    assert encoded.tokens[0] == [ord("x")] and asked == [2, 4, 6, 8, 1, 3]
+
+
 @pytest.mark.parametrize("longest, width", [(1, 16), (16, 16), (17, 32), (33, 64), (64, 64), (65, 128), (129, 192)])
 def test_the_width_is_the_longest_prompt_rounded_up(longest, width):
-    assert prompt_width([[0] * longest, [0]]) == width
+    assert prompt_width(longest) == width
 
 
 def test_padding_keeps_tokens_and_lengths():

@@ -164,6 +164,25 @@ def test_a_mistake_is_one_sentence_of_each_process(overrides, sentence, home):
     assert not (home / "wrong").exists() or not (home / "wrong" / "metrics.jsonl").exists()
 
 
+OTHER_QUESTIONS = """
+import os, sys
+from jaxselftrain import cli, material
+load = material.load_run_questions
+def other(config, say):
+    training, held_out = load(config, say=say)
+    return (training[1:] if os.environ["JAX_PROCESS_ID"] == "1" else training), held_out
+material.load_run_questions = other
+sys.exit(cli.console())
+"""
+
+
+def test_files_that_differ_between_machines_are_one_sentence_of_each_process(home):
+    with start(home, "different", 2, devices=2, program=(sys.executable, "-c", OTHER_QUESTIONS)) as pod:
+        assert pod.wait(120) == [2, 2], pod.told()
+        for number in range(2):
+            assert "have read different questions or labels" in pod.told(number) and "Traceback" not in pod.told(number)
+
+
 def test_stages_are_refused(home, tmp_path):
     config = json.loads(json.dumps({"stages": [{"name": "one"}]}))
     made = make_home(tmp_path, questions=8, held_out=4, first_held_out=20, **config)

@@ -87,7 +87,7 @@ def test_mistakes_are_other_questions_answers_drawn_anew_each_step(home):
     gold = GoldResponses(parts, parts.encode(load_questions(questions), "drop"), load_answer_key(questions), 16)
     indices = list(range(16)) * 20
     first, again, other = (np.asarray(gold.rollouts(indices, draw=draw).tokens_QNT[:, 0]) for draw in (1, 1, 2))
-    right, _ = pad([gold.responses[i] for i in indices], first.shape[1])
+    right, _ = pad([gold.response(i) for i in indices], first.shape[1])
     assert 0.3 < (first != right).any(1).mean() < 0.45  # some of the answers drawn are the same ones
     assert {tuple(row) for row in first} <= {tuple(row) for row in right}
     assert (first == again).all() and (first != other).any()

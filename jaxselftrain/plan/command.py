@@ -98,5 +98,5 @@ def _width(config: Config, given: int | None) -> tuple[int, str]:
 
     asked = config.prompt.max_tokens if given is None else given
     source = "by prompt.max_tokens, its upper bound" if given is None else "by --prompt-tokens"
-    width = prompt_width([range(asked)])
+    width = prompt_width(asked)
     return width, source + ("" if width == asked else f" = {asked}, rounded up as in a run")

@@ -1,12 +1,13 @@
 """Kills a small training run at random moments until the kills are used up, and compares each run with one never stopped.
 
     python tests/faults/campaign.py --kills 100 --seed 0
+    python tests/faults/campaign.py --kills 50 --seed 0 --processes 2
 
-A run is one process after another in one run folder: each is killed at a moment drawn at random, and the next goes on, until
-one finishes. Of the kills, most are SIGKILL at a moment uniform over a process's life, start-up included; a share waits until
-a checkpoint is half-written; a share is SIGTERM. Now and then the newest checkpoint is damaged as well before the next start.
-Nothing may be lost: metrics, responses and evaluations must equal those of the uninterrupted run, and the last checkpoint
-bit for bit. Exit code 1 when something was, with the folders kept.
+A run is one process after another in one run folder, or so many at a time: one is killed at a moment drawn at random, and the
+next start goes on, until one finishes. Of the kills, most are SIGKILL at a moment uniform over a process's life, start-up
+included; a share waits until a checkpoint is half-written; a share is SIGTERM. Now and then the newest checkpoint is damaged as
+well before the next start. Nothing may be lost: metrics, responses and evaluations must equal those of the uninterrupted run, and
+the last checkpoint bit for bit. Exit code 1 when something was, with the folders kept.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,10 +32,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from pods import Pod  # noqa: E402
 from runs import lines, without_times  # noqa: E402
 
 WHILE_SAVING, TERMINATED, DAMAGED = 0.4, 0.2, 0.1  # shares of the kills
-LONGEST = 1200.0  # seconds that a process may take to end by itself
+LONGEST = 1200.0  # seconds that processes may take to end by themselves
+# Seconds after which the others are killed when one was, as launchers do. They end by themselves where a connection breaks, else
+# when JAX has waited for a sign of life, and at the start, before they have met, for the one that does not come.
+AFTER = 20.0
 RESUMABLE = 75
 
 
@@ -56,7 +60,7 @@ def config(folder: Path, *, steps: int) -> dict:
         "vote": {"samples": 4},
         "reference": {"keep": "always"},
         "optimizer": {"learning_rate": 1e-3},
-        "mesh": {"data": 1},
+        "mesh": {"data": -1},
         "probe": {"questions": 2, "every": 7},
         "evaluate": {"questions": questions("held_out.jsonl", first=60, count=8), "every": 10, "samples": 2, "batch": 8},
         "checkpoint": {"every": 1, "keep": 2},
@@ -76,6 +80,8 @@ class Tally:
     saved_on_request: int = 0  # SIGTERM answered with exit code 75
     damaged: int = 0
     fallen_back: int = 0  # of these, to the checkpoint before
+    by_themselves: int = 0  # kills after which the other processes ended, and
+    by_us: int = 0  # kills after which they had not within AFTER
     restarts: int = 0
     resumed: list[int] = field(default_factory=list)  # steps that were gone on from
     runs: int = 0
@@ -93,6 +99,8 @@ class Tally:
             "SIGTERM that saved and exited with 75": self.saved_on_request,
             "checkpoints damaged before the next start": self.damaged,
             "of these told, and gone on from the one before": self.fallen_back,
+            "the other processes ended by themselves": self.by_themselves,
+            f"had not after {AFTER:.0f} s, and were killed too": self.by_us,
             "restarts": self.restarts,
             "resumed from a checkpoint": f"{len(steps)} times, {spread}",
             "losses": len(self.losses),
@@ -103,25 +111,23 @@ class Tally:
 class Run:
     """One run folder, the processes that train in it, and their logs."""
 
-    def __init__(self, folder: Path, config: Path, cache: Path):
-        self.folder, self.config, self.starts = folder, config, 0
+    def __init__(self, folder: Path, config: Path, cache: Path, *, processes: int):
+        self.folder, self.config, self.processes, self.starts = folder, config, processes, 0
         self.checkpoints = folder / "checkpoints"
-        self.environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        self.variables = {
+            "PYTHONDONTWRITEBYTECODE": "",  # empty is unset: what one process compiles the next need not
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> Pod:
         self.starts += 1
-        command = [sys.executable, "-m", "jaxselftrain.cli", "train", str(self.config), f"train.folder={self.folder}"]
-        with self.log().open("w") as log:
-            return subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        arguments = "train", str(self.config), f"train.folder={self.folder}"
+        return Pod(self.processes, *arguments, devices=1, logs=self.log().with_suffix(""), variables=self.variables)
 
-    def log(self) -> Path:
-        """What the newest process said."""
-        return self.folder.with_name(f"{self.folder.name}-{self.starts}.log")
+    def log(self, number: int = 0) -> Path:
+        """What a process of the newest start said; the first one talks to people."""
+        return self.folder.with_name(f"{self.folder.name}-{self.starts}.{number}.log")
 
     def steps(self) -> list[int]:
         """The checkpoints that are there under their final names."""
@@ -138,9 +144,18 @@ class Run:
         return int(found[1]) if found else None
 
 
-def strike(run: Run, process: subprocess.Popen, rng: random.Random, life: float) -> signal.Signals | None:
-    """Waits for a moment drawn at random and sends the signal; None where the process has ended before."""
-    until = time.monotonic() + rng.random() * life
+@dataclass
+class Struck:
+    """Which process got which signal."""
+
+    number: int
+    signal: signal.Signals
+
+
+def strike(run: Run, pod: Pod, rng: random.Random, life: float) -> Struck | None:
+    """Waits for a moment drawn at random and sends a signal to one of the processes; None where it has ended before."""
+    which = rng.randrange(run.processes) if run.processes > 1 else 0
+    process, until = pod.processes[which], time.monotonic() + rng.random() * life
     saves, delay = rng.randrange(1, 12), rng.random() * 0.06
     number = signal.SIGTERM if rng.random() < TERMINATED else signal.SIGKILL
     if rng.random() < WHILE_SAVING:
@@ -155,17 +170,21 @@ def strike(run: Run, process: subprocess.Popen, rng: random.Random, life: float)
     if process.poll() is not None:
         return None
     process.send_signal(number)
-    return number
+    return Struck(which, number)
 
 
-def ended(process: subprocess.Popen) -> int | None:
-    """The exit code of a process; None for one that had to be killed because it did not end."""
-    try:
-        return process.wait(timeout=LONGEST)
-    except subprocess.TimeoutExpired:
+def ended(pod: Pod, struck: Struck | None) -> list[int | None]:
+    """The exit codes of the processes; None for those that had to be killed because they did not end."""
+    until = time.monotonic() + LONGEST
+    while None in (codes := [process.poll() for process in pod.processes]) and time.monotonic() < until:
+        if struck is not None and codes[struck.number] not in (None, RESUMABLE):
+            until = min(until, time.monotonic() + AFTER)
+            struck = None  # the clock runs
+        time.sleep(0.01)
+    for process in pod.processes:
         process.kill()
         process.wait()
-        return None
+    return codes
 
 
 def damage(run: Run, rng: random.Random) -> None:
@@ -186,25 +205,27 @@ def torment(run: Run, rng: random.Random, tally: Tally, *, kills: int, life: flo
     """Trains the run to its end, killing it on the way while there are kills left."""
     allowed: set[int | None] = {None}
     while True:
-        process, killed = run.start(), None
+        struck = None
         tally.restarts += run.starts > 1
-        try:
+        with run.start() as pod:
             if sum(tally.kills.values()) < kills:
-                killed = strike(run, process, rng, life)
-            code = ended(process)
-        except KeyboardInterrupt:
-            process.kill()
-            raise
-        _check_log(run, code, killed, allowed, tally)
-        if code == 0 or tally.losses:
+                struck = strike(run, pod, rng, life)
+            codes = ended(pod, struck)
+        _check(run, codes, struck, allowed, tally)
+        if tally.losses or not any(codes):
             return
+        assert struck is not None  # without a signal, every other code is a loss
         steps, half = run.steps(), run.half_written()
-        tally.kills[str(killed.name if killed else code)] += 1
+        tally.kills[struck.signal.name] += 1
         tally.while_saving += bool(half)
         where = f"after step {steps[-1]}" if steps else "before any checkpoint"
-        print(f"  kill {sum(tally.kills.values())}: exit code {code}, {where}{', one half-written' if half else ''}", flush=True)
+        told = f"{struck.signal.name} of process {struck.number}, exit codes {codes}, {where}"
+        print(f"  kill {sum(tally.kills.values())}: {told}{', one half-written' if half else ''}", flush=True)
         tally.before_any_checkpoint += not steps
-        tally.saved_on_request += code == RESUMABLE
+        tally.saved_on_request += codes[struck.number] == RESUMABLE
+        others = [code for number, code in enumerate(codes) if number != struck.number]
+        tally.by_us += None in others
+        tally.by_themselves += bool(others) and None not in others
         allowed = {steps[-1] if steps else None}
         if len(steps) > 1 and rng.random() < DAMAGED:
             damage(run, rng)
@@ -212,17 +233,17 @@ def torment(run: Run, rng: random.Random, tally: Tally, *, kills: int, life: flo
             allowed |= {steps[-2]}
 
 
-def _check_log(run: Run, code: int | None, killed: signal.Signals | None, allowed: set[int | None], tally: Tally) -> None:
-    """Notes where the process went on from; a loss for a wrong place, a wrong exit code or a traceback."""
+def _check(run: Run, codes: list[int | None], struck: Struck | None, allowed: set[int | None], tally: Tally) -> None:
+    """Notes where the processes went on from; a loss for a wrong place, a wrong exit code or a traceback."""
     text, resumed = run.log().read_text(), run.resumed_from()
-    # before its handlers are there, a signal ends a Python process like any other
-    codes = {None: {0}, signal.SIGKILL: {-signal.SIGKILL}, signal.SIGTERM: {RESUMABLE, 0, -signal.SIGTERM}}[killed]
-    if code not in codes:
-        what = f"exit code {code}" if code is not None else f"no end within {LONGEST:.0f} s"
-        tally.losses.append(f"{run.log()}: {what} after {killed.name if killed else 'no signal'}")
-    if "Traceback" in text or "Exception ignored" in text:
-        tally.losses.append(f"{run.log()}: a traceback")
-    if code == RESUMABLE and f"stopped after step {run.steps()[-1]} of" not in text:
+    for number, (code, may) in enumerate(zip(codes, _codes(codes, struck), strict=True)):
+        log = run.log(number).read_text()
+        if code not in may:
+            what = f"exit code {code}" if code is not None else f"no end within {LONGEST:.0f} s"
+            tally.losses.append(f"{run.log(number)}: {what} after {struck or 'no signal'}")
+        if "Traceback" in log or "Exception ignored" in log:
+            tally.losses.append(f"{run.log(number)}: a traceback")
+    if struck is not None and codes[struck.number] == RESUMABLE and f"stopped after step {run.steps()[-1]} of" not in text:
         tally.losses.append(f"{run.log()}: stopped on request, and the newest checkpoint is of step {run.steps()[-1]}")
     got_so_far = resumed is not None or "compiling the training step" in text
     if got_so_far and resumed not in allowed:
@@ -230,6 +251,19 @@ def _check_log(run: Run, code: int | None, killed: signal.Signals | None, allowe
     if resumed is not None:
         tally.resumed.append(resumed)
         tally.fallen_back += len(allowed) > 1 and "is damaged (" in text
+
+
+def _codes(codes: list[int | None], struck: Struck | None) -> list[set[int | None]]:
+    """The exit codes that each process may have."""
+    if struck is None:
+        return [{0}] * len(codes)
+    # before its handlers are there, a signal ends a Python process like any other
+    own = {-signal.SIGKILL} if struck.signal == signal.SIGKILL else {RESUMABLE, 0, -signal.SIGTERM}
+    # told to stop, one makes all of them save; dead, it leaves others that notice (JAX aborts them), or wait too long for us
+    others = {RESUMABLE, 0}
+    if codes[struck.number] not in (RESUMABLE, 0):
+        others |= {-signal.SIGABRT, None}
+    return [own if number == struck.number else others for number in range(len(codes))]
 
 
 def differences(run: Run, whole: Run, *, steps: int) -> list[str]:
@@ -267,22 +301,23 @@ def arrays(run: Run, step: int) -> dict[str, tuple]:
     return {jax.tree_util.keystr(path): (str(x.dtype), x.shape, np.asarray(x).tobytes()) for path, x in leaves}
 
 
-def campaign(folder: Path, *, kills: int, seed: int, steps: int) -> Tally:
+def campaign(folder: Path, *, kills: int, seed: int, steps: int, processes: int) -> Tally:
     path, cache = folder / "config.yaml", folder / "cache"
     path.write_text(yaml.safe_dump(config(folder, steps=steps)))
     rng, tally = random.Random(seed), Tally()
-    whole, life = Run(folder / "whole", path, cache), 0.0
+    whole, life = Run(folder / "whole", path, cache, processes=processes), 0.0
     for _ in range(2):  # the second finds everything compiled, as those that are killed do
         shutil.rmtree(whole.folder, ignore_errors=True)
-        started, process = time.monotonic(), whole.start()
-        if ended(process) != 0:
-            raise SystemExit(f"the uninterrupted run failed:\n{whole.log().read_text()[-2000:]}")
+        started = time.monotonic()
+        with whole.start() as pod:
+            if any(ended(pod, None)):
+                raise SystemExit(f"the uninterrupted run failed:\n{pod.told()}")
         life = time.monotonic() - started
     print(f"an uninterrupted run takes {life:.1f} s; the campaign is in {folder}", flush=True)
     try:
         while sum(tally.kills.values()) < kills and not tally.losses:
             tally.runs += 1
-            run = Run(folder / f"run{tally.runs}", path, cache)
+            run = Run(folder / f"run{tally.runs}", path, cache, processes=processes)
             torment(run, rng, tally, kills=kills, life=life)
             tally.losses += [] if tally.losses else differences(run, whole, steps=steps)
             print(f"run {tally.runs}: finished by process {run.starts}, {len(tally.losses)} losses", flush=True)
@@ -298,16 +333,19 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="stop after so many kills (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=25, help="of each run (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="of each run, with a device each (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="a new or empty folder to work in, which is kept (default: a temporary one)")
     options = parser.parse_args()
     if options.kills < 1 or options.steps < 1:
         parser.error("--kills and --steps are 1 or more")
+    if options.processes not in (1, 2, 4):
+        parser.error("--processes is 1, 2 or 4: they share 4 questions evenly")
     if options.folder is not None:
         if options.folder.exists() and (not options.folder.is_dir() or any(options.folder.iterdir())):
             parser.error(f"--folder {options.folder} is not an empty folder")
         options.folder.mkdir(parents=True, exist_ok=True)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="jaxselftrain-faults-"))
-    tally = campaign(folder.absolute(), kills=options.kills, seed=options.seed, steps=options.steps)
+    tally = campaign(folder.absolute(), kills=options.kills, seed=options.seed, steps=options.steps, processes=options.processes)
     print(f"\n{tally.told()}")
     for loss in tally.losses:
         print(f"LOSS {loss}", file=sys.stderr)

@@ -1,10 +1,11 @@
-"""Plans: names of topologies, collectives against known bytes, memory that adds up; with libtpu, a real one for a v5e-8."""
+"""Plans: names of topologies, collectives against known bytes, memory that adds up; with libtpu, all kinds of chip."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from jaxselftrain.plan.command import find_architecture
 from jaxselftrain.plan.fit import changes, meshes, smallest_change
 from jaxselftrain.plan.phases import decode_rounds, received_by_phase
 from jaxselftrain.plan.planning import SPARE, Job, decided, estimate, make_plan, open_job
-from jaxselftrain.plan.topologies import GPUS, TPUS, StandIn, parse_topology
+from jaxselftrain.plan.topologies import GPUS, TPUS, StandIn, Topology, parse_topology
 from jaxselftrain.sharding import make_mesh
 from jaxselftrain.step import abstract_state, state_shardings
 
@@ -310,18 +311,39 @@ def test_the_command_prints_and_writes_the_same_plan(tmp_path, capsys):
     assert written["parameters"] == 1_543_714_304 and list(written["phases"]) == ["prefill", "decoding", "gradient", "optimizer"]
 
 
+SMALL = (
+    "model.path=new://layers=2,width=256,heads=2",
+    "model.compute_dtype=bfloat16",
+    "rollout.max_tokens=24",  # one size of caches, so one loop to compile
+)
+
+
+def small_job(topology: Topology, *overrides: str) -> Job:
+    config = load_config(CONFIGS / "qwen2.5_1.5b_v5e-8.yaml", [*SMALL, *overrides])
+    return open_job(config, find_architecture(config, CONFIGS, None)[0], topology, 64)
+
+
 @needs_compiler
-def test_a_plan_by_the_tpus_compiler(tmp_path):
-    settings = (
-        "model.path=new://layers=2,width=256,heads=2",
-        "model.compute_dtype=bfloat16",
-        "rollout.max_tokens=24",  # one size of caches, so one loop to compile
-    )
-    config = load_config(CONFIGS / "qwen2.5_1.5b_v5e-8.yaml", settings)
-    found = make_plan(open_job(config, find_architecture(config, tmp_path, None)[0], parse_topology("v5e:2x4"), 64))
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x4", "v5p:2x2x2", "v6e:2x4", "tpu7x:2x2x1"])  # eight devices each
+def test_a_plan_by_the_tpus_compiler(name):
+    found = make_plan(small_job(parse_topology(name)))
     lines = found.account.lines()
     assert found.is_compiled and found.fits and sum(lines.values()) == pytest.approx(found.peak)
     assert lines["weights"] > 0 and lines["tile padding of these"] >= 0
     kinds = {one.kind for one in found.sent}
     assert "all-gather" in kinds and any(one.loop is not None for one in found.sent)
     assert found.phases["gradient"].received and found.phases["decoding"].received
+
+
+@needs_compiler
+def test_the_tpus_compiler_confirms_the_smallest_change():
+    place = parse_topology("v5e:2x4")
+    found = make_plan(small_job(place, "vote.samples=128"))
+    limit = 0.8 * found.peak
+    chip = replace(place.chip, memory=limit / (1 - SPARE))
+    found = replace(found, job=replace(found.job, topology=replace(place, chip=chip)))
+    assert found.is_compiled and not found.fits
+    said: list[str] = []
+    change = smallest_change(found, said.append)
+    assert change is not None and change.plan.is_compiled and change.plan.peak <= limit
+    assert said[-1] == f"does not fit; compiling with {' '.join(change.overrides)}"

@@ -123,11 +123,14 @@ class Run:
     def start(self) -> Pod:
         self.starts += 1
         arguments = "train", str(self.config), f"train.folder={self.folder}"
-        return Pod(self.processes, *arguments, devices=1, logs=self.log().with_suffix(""), variables=self.variables)
+        return Pod(self.processes, *arguments, devices=1, logs=self._logs(), variables=self.variables)
 
     def log(self, number: int = 0) -> Path:
         """What a process of the newest start said; the first one talks to people."""
-        return self.folder.with_name(f"{self.folder.name}-{self.starts}.{number}.log")
+        return self._logs().with_name(f"{self._logs().name}.{number}.log")
+
+    def _logs(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}-{self.starts}")
 
     def steps(self) -> list[int]:
         """The checkpoints that are there under their final names."""

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxselftrain.confidence import Confidence, no_confidence, token_confidence
 from jaxselftrain.draw import draw
 from jaxselftrain.lanes import Lanes, first_lanes, may_move, move, on_each_device, take
-from jaxselftrain.model.policy import Cache, Policy, ready
+from jaxselftrain.model.policy import Cache, Policy, ready_to_sample
 from jaxselftrain.rollouts import Prompts, Rollouts, empty_rollouts
 from jaxselftrain.sections import Rollout
 from jaxselftrain.sharding import constrain, shards
@@ -159,7 +159,7 @@ class Work:
 
 def _sample(graph, params, prompts, *, N, T, W, parts, confidence):
     """In here a part of a question is a question of its own: Q counts them all, N the samples of each."""
-    policy: Policy = ready(graph, params)
+    policy: Policy = ready_to_sample(graph, params)
     questions, Q, N = len(prompts.slot_Q), len(prompts.slot_Q) * parts, N // parts
     devices = shards(policy.mesh, "rows")
     start_Q = jnp.tile(jnp.arange(parts) * N, questions)

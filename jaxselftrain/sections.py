@@ -158,6 +158,11 @@ class Rollout(Section):
         "or all if these are at most twice as many or max_tokens is 32 or less",
         ge=1,
     )
+    gather_weights: bool = free(
+        True,
+        "put the weights that mesh.fsdp splits together once before sampling, in the compute dtype; false: a layer at a time for "
+        "every token, which takes less memory and much longer",
+    )
     temperature: Real = Field(1.0, ge=0, description="sampling temperature, above 0: equal samples leave nothing to vote on")
     top_p: Real = Field(1.0, gt=0, le=1, description="keep the fewest tokens whose probability reaches this; 1 is off")
     top_k: int = Field(0, ge=0, description="keep the k most likely tokens; 0 is off")

@@ -112,13 +112,17 @@ def check_mesh(
                 )
 
 
-def param_shardings(mesh: Mesh, architecture: Architecture) -> dict[str, NamedSharding]:
-    """Where each parameter lies. Raises ValueError for a parameter without a rule: there is no catch-all."""
+def param_shardings(mesh: Mesh, architecture: Architecture, *, gathered: bool = False) -> dict[str, NamedSharding]:
+    """Where each parameter lies; `gathered`: not split over fsdp, as for sampling.
+
+    Raises ValueError for a parameter without a rule: there is no catch-all.
+    """
     out = {}
     for name in architecture.shapes():
         for pattern, axes in RULES:
             if re.fullmatch(pattern, name):
-                out[name] = named(mesh, *axes, kv_heads=architecture.G)
+                split = (None if gathered and axis == "fsdp" else axis for axis in axes)
+                out[name] = named(mesh, *split, kv_heads=architecture.G)
                 break
         else:
             raise ValueError(f"no sharding rule for parameter {name}")

@@ -124,7 +124,14 @@ def policy_graph(config: Config, architecture: Architecture, mesh: Mesh) -> nnx.
     kernel: Kernel | None = None if model.attention == "plain" else model.attention
     if kernel is not None:
         check_kernel(kernel, model.compute_dtype, architecture.K, mesh.devices.flat[0].platform)
-    return abstract_policy(architecture, compute_dtype=model.compute_dtype, remat=remat, mesh=mesh, kernel=kernel)
+    return abstract_policy(
+        architecture,
+        compute_dtype=model.compute_dtype,
+        remat=remat,
+        mesh=mesh,
+        kernel=kernel,
+        gather=config.rollout.gather_weights,
+    )
 
 
 def make_transform(config: Config) -> optax.GradientTransformation:

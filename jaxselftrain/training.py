@@ -92,7 +92,7 @@ def _steps(config: Config, folder: Path, control: Control, say, watch) -> Genera
     lock, notes = together(lambda: open_folder(folder, kept, config) if is_first() else (None, []))
     settings = (
         f"raise update.micro_batches (now {config.update.micro_batches}; auto finds what fits) if the update does not fit; "
-        "lower rollout.questions, vote.samples or rollout.max_tokens if sampling does not"
+        "lower rollout.questions, vote.samples or rollout.max_tokens, or set rollout.gather_weights=false, if sampling does not"
     )
     again = f"the run in {kept} goes on from its newest checkpoint"
     try:

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from pods import Pod
 from runs import lines, make_home, without_times
+from saved import saved_arrays
 
 STEPS = 8
 WITHIN = 150.0  # seconds, in which the others end after one has died
@@ -58,19 +58,6 @@ def two(home) -> Path:
     return finished(home, "two", 2, devices=2)
 
 
-def weights(run: Path, step: int = STEPS) -> dict[str, np.ndarray]:
-    """Of a checkpoint, as NumPy arrays, whatever devices it was saved on."""
-    with ocp.PyTreeCheckpointer() as reader:
-        folder = (run / "checkpoints" / str(step) / "state").absolute()
-        like = reader.metadata(folder).item_metadata.tree
-        args = ocp.args.PyTreeRestore(
-            restore_args={"params": {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in like["params"]}},
-            item={"params": dict(like["params"])},
-            partial_restore=True,
-        )
-        return {name: np.asarray(x) for name, x in reader.restore(folder, args=args)["params"].items()}
-
-
 def same(run: Path, other: Path, *, exactly: bool) -> None:
     """Both went the same way: metrics, responses, evaluations, weights."""
     ours, theirs = without_times(lines(run)), without_times(lines(other))
@@ -83,8 +70,12 @@ def same(run: Path, other: Path, *, exactly: bool) -> None:
         file = f"evaluations/step_{step:06d}.jsonl"
         assert lines(run, file) == lines(other, file) and len(lines(run, file)) == 10
     assert any(line.get("refilled_share", 0) > 0 for line in ours) and any("probe_agreement" in line for line in ours)
-    for name, x in weights(run).items():
-        np.testing.assert_allclose(x, weights(other)[name], rtol=0, atol=0 if exactly else 2e-5)
+    want = saved_arrays(other, STEPS)
+    for name, x in saved_arrays(run, STEPS).items():
+        if exactly:
+            np.testing.assert_array_equal(x, want[name], err_msg=name)
+        elif "params" in name:
+            np.testing.assert_allclose(x, want[name], rtol=0, atol=2e-5, err_msg=name)
 
 
 def test_two_processes_train_as_one_with_the_same_devices(two, alone):
@@ -145,7 +136,9 @@ def test_a_slow_voter_is_waited_for(home, two):
     with start(home, "slow", 2, "evaluate.every=8", devices=2, program=program) as pod:
         assert pod.wait() == [0, 0], pod.told()
     assert all(line["voter_seconds"] >= 1.5 for line in lines(home / "slow")[1:])
-    np.testing.assert_array_equal(*(weights(home / name)["embed_VD"] for name in ("slow", "two")))
+    ours, theirs = (saved_arrays(home / name, STEPS) for name in ("slow", "two"))
+    for name, x in ours.items():
+        np.testing.assert_array_equal(x, theirs[name], err_msg=name)
 
 
 @pytest.mark.parametrize(

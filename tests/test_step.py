@@ -26,6 +26,7 @@ from tiny import (
     votes,
 )
 
+from jaxselftrain.plan.collectives import collectives
 from jaxselftrain.sampler import sample, token_noise
 from jaxselftrain.sharding import named, param_shardings
 from jaxselftrain.step import compile_sample, compile_step, make_transform, prompt_shardings
@@ -120,6 +121,25 @@ def test_parts_of_a_question_on_several_devices_sample_the_same(mesh_shape, W):
     np.testing.assert_allclose(apart.logp_QNT, alone.logp_QNT, atol=1e-5)
     apart, alone = sampled(prompts(end_ids=range(40, 50)), confidence=True)
     np.testing.assert_allclose(apart.confidence.entropy_QN, alone.confidence.entropy_QN, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 8, 1, 1), (2, 2, 1, 2)])
+def test_weights_are_put_together_once_for_all_tokens(mesh_shape):
+    mesh = mesh_of(tiny_config(mesh=dict(zip(AXES, mesh_shape, strict=True))), 8)
+    given = jax.device_put(params(), param_shardings(mesh, TINY)), jax.device_put(prompts(), prompt_shardings(mesh))
+    tokens, passed = {}, {}
+    for gather in (True, False):
+        program = compile_sample(graph(mesh, gather=gather), TINY, mesh, N=N, T=T, W=N).lower(*given).compile()
+        with jax.default_matmul_precision("highest"):
+            tokens[gather] = program(*given).tokens_QNT
+        found = [one for one in collectives(program.as_text()) if one.kind == "all-gather"]
+        passed[gather] = [sum(one.bytes for one in found if (one.loop is None) is once) for once in (True, False)]
+    missing = (1 - 1 / mesh.shape["fsdp"]) * 4 / mesh.shape["tensor"]  # bytes of a weight that are elsewhere
+    sizes = {name: math.prod(shape) for name, shape in TINY.shapes().items() if "norm" not in name}
+    layer = sum(size for name, size in sizes.items() if "_L" in name) / TINY.L  # the loop over layers stands there once
+    assert passed[True][0] >= 0.9 * missing * sum(sizes.values())
+    assert passed[False][1] - passed[True][1] >= 0.9 * missing * layer
+    assert equal_bits(tokens[True], tokens[False])
 
 
 @pytest.mark.parametrize("mesh_shape", [(8, 1, 1, 1), (2, 2, 2, 1)])

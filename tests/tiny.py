@@ -49,8 +49,8 @@ def params(architecture=TINY, *, seed=0, dtype="float32", scale=0.3):
     return {name: jnp.asarray(rng.normal(size=s) * scale, dtype) for name, s in architecture.shapes().items()}
 
 
-def graph(mesh=None, *, architecture=TINY, compute_dtype="float32", remat="layers"):
-    return abstract_policy(architecture, compute_dtype=compute_dtype, remat=remat, mesh=mesh)
+def graph(mesh=None, *, architecture=TINY, compute_dtype="float32", remat="layers", gather=True):
+    return abstract_policy(architecture, compute_dtype=compute_dtype, remat=remat, mesh=mesh, gather=gather)
 
 
 def mesh_of(config: Config, count=1):

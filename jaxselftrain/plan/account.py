@@ -126,6 +126,9 @@ def made_bytes(config: Config, a: Architecture, share: Share) -> dict[str, dict[
     copies = (0 if item == stored else item * entries) * (1 + config.keeps_reference)
     layer = counts.layer_weights(a) / a.L / s.tensor * item
     gathered = {"weights gathered": 2 * layer + a.V * a.D / s.tensor * item} if s.weights > s.tensor else {}
+    whole = (
+        {"weights gathered": counts.parameters(a) / s.tensor * item} if gathered and config.rollout.gather_weights else gathered
+    )
     lanes = s.Q * counts.cache_bytes(a, item) / s.kv
     room = segments(s.T)[-1] * (1 if len(segments(s.T)) == 1 else 1.5)  # while caches grow, the smaller ones are there as well
     sampling = {
@@ -156,5 +159,5 @@ def made_bytes(config: Config, a: Architecture, share: Share) -> dict[str, dict[
     }
     return {
         phase: {name: size for name, size in lines.items() if size}
-        for phase, lines in (("sampling", sampling | gathered), ("update", update | gathered))
+        for phase, lines in (("sampling", sampling | whole), ("update", update | gathered))
     }

@@ -1,7 +1,7 @@
 """Takes a plan that does not fit, gives the smallest change of its settings that does, confirmed by the compiler.
 
-Smallest in what it costs a run: first more micro-batches, then fewer rows at a time, then more computed again, then another mesh
-of as many devices; of each kind the least that is enough.
+Smallest in what it costs a run: first more micro-batches, then fewer rows at a time, then more computed again, then weights that
+stay in parts while tokens are drawn, then another mesh of as many devices; of each kind the least that is enough.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def one_mesh(config: Config, devices: int) -> Iterator[tuple[str, ...]]:
     fewer = [f"rollout.rows={n}" for n in range(rows - 1, least - 1, -1) if full % n == 0 and n % least == 0]
     remat = {"none": ["dots", "layers"], "dots": ["layers"]}.get(config.model.remat, [])
     again = [f"model.remat={level}" for level in remat]
+    apart = ["rollout.gather_weights=false"] if config.rollout.gather_weights and config.mesh.fsdp > 1 else []
     yield from (
         *((x,) for x in micro),
         *((x,) for x in fewer),
@@ -89,6 +90,9 @@ def one_mesh(config: Config, devices: int) -> Iterator[tuple[str, ...]]:
         *itertools.product(micro, fewer),
         *itertools.product(micro, again),
         *itertools.product(micro, fewer, again),
+        *((x,) for x in apart),
+        *itertools.product(apart, micro),
+        *itertools.product(apart, micro, fewer, again),
     )
 
 

@@ -288,20 +288,12 @@ def differences(run: Run, whole: Run, *, steps: int) -> list[str]:
 
 def arrays(run: Run, step: int) -> dict[str, tuple]:
     """Every array of a checkpoint, as its bytes."""
-    import jax
-    import numpy as np
-    import orbax.checkpoint as ocp
+    from saved import saved_arrays
 
-    from jaxselftrain.checkpoints import quiet
-
-    items = ("state", "rollouts", "feedback")
-    with (
-        quiet(),
-        ocp.CheckpointManager(run.checkpoints.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager,
-    ):
-        got = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore() for item in items}))
-    leaves = jax.tree_util.tree_leaves_with_path({item: got[item] for item in items})
-    return {jax.tree_util.keystr(path): (str(x.dtype), x.shape, np.asarray(x).tobytes()) for path, x in leaves}
+    found = {
+        (item, name): x for item in ("state", "rollouts", "feedback") for name, x in saved_arrays(run.folder, step, item).items()
+    }
+    return {place: (str(x.dtype), x.shape, x.tobytes()) for place, x in found.items()}
 
 
 def campaign(folder: Path, *, kills: int, seed: int, steps: int, processes: int) -> Tally:

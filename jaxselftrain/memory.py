@@ -48,11 +48,13 @@ def fit_memory(parts: Parts, width: int, *, limit: int, say: Callable[[str], Non
         told = f"update.micro_batches = {config.micro_batches}, model.remat = {config.model.remat}"
         say(f"{told}: the step takes {needed(config) / 2**30:.1f} of {limit / 2**30:.1f} GiB a device")
         return replace(parts, config=config)
-    smallest = min(needs.values())
+    smallest, apart = min(needs.values()), ""
+    if parts.config.rollout.gather_weights and mesh.shape["fsdp"] > 1:
+        apart = "set rollout.gather_weights=false, "
     least = "more memory than there is" if math.isinf(smallest) else f"at least {smallest / 2**30:.1f} GiB"
     raise UserError(
         f"the training step takes {least} a device, and {limit / 2**30:.1f} GiB may be used; lower "
-        "rollout.max_tokens, rollout.questions or vote.samples, or use more devices"
+        f"rollout.max_tokens, rollout.questions or vote.samples, {apart}or use more devices"
     )
 
 

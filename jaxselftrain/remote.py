@@ -16,8 +16,15 @@ from etils import epath
 
 from jaxselftrain.errors import UserError
 
-CHECKPOINTS, LOCK, TENSORBOARD, METRICS = "checkpoints", ".lock", "tensorboard", "metrics.jsonl"
-STAY = (CHECKPOINTS, LOCK, TENSORBOARD, "report", "wandb")  # TensorBoard's events and the report are made anew from the rest
+CHECKPOINTS, LOCK, MARK, TENSORBOARD, METRICS = "checkpoints", ".lock", ".shared", "tensorboard", "metrics.jsonl"
+STAY = (
+    CHECKPOINTS,
+    LOCK,
+    MARK,
+    TENSORBOARD,
+    "report",
+    "wandb",
+)  # TensorBoard's events and the report are made anew from the rest
 SCHEMES = ("gs", "s3", "file")
 HERE = "runs"
 

@@ -19,12 +19,12 @@ from filelock import FileLock, Timeout
 
 from jaxselftrain.config import Config, changed_fields, load_config, parse_config, to_yaml
 from jaxselftrain.errors import UserError
-from jaxselftrain.remote import CHECKPOINTS, LOCK, here, home
+from jaxselftrain.remote import CHECKPOINTS, LOCK, MARK, here, home
 
 CONFIG, ENVIRONMENT, EVALUATIONS = "config.yaml", "environment.json", "evaluations"
 SUMMARY = "summary.json"
 # What a start leaves that was killed before the folder became a run folder, which config.yaml, written last, makes it.
-BEGUN = {LOCK, ENVIRONMENT, f"{ENVIRONMENT}.tmp", f"{CONFIG}.tmp", "wandb_run"}
+BEGUN = {LOCK, MARK, ENVIRONMENT, f"{ENVIRONMENT}.tmp", f"{CONFIG}.tmp", "wandb_run"}
 PACKAGES = ("jaxselftrain", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers", "numpy")
 
 

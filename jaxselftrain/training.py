@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from etils import epath
 from tqdm.auto import tqdm
 
 from jaxselftrain.assembly import set_runtime
@@ -18,11 +21,13 @@ from jaxselftrain.config import Config, parse_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.loop import Control, Loop, Report
-from jaxselftrain.processes import from_first, is_first, join, together, told_of_losses
-from jaxselftrain.remote import Copy, here, home
+from jaxselftrain.processes import are_several, from_first, is_first, join, together, told_of_losses
+from jaxselftrain.remote import MARK, Copy, here, home
 from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
 from jaxselftrain.run_folder import SUMMARY, close_folder, keep_decided, open_folder, with_folder
 from jaxselftrain.summary import show_summary, write_summary
+
+SEEN_WITHIN = 60.0  # seconds, after which what one machine writes must be there for the others: network folders take some
 
 
 class Training(Iterator[Report]):
@@ -85,18 +90,20 @@ def train(
 
 def _steps(config: Config, folder: Path, control: Control, say, watch) -> Generator[Report]:
     cache = _join(config, folder)
-    kept = together(lambda: home(config.train.folder, folder))
-    copy = Copy(folder, kept, say=say) if is_first() else None
-    together(lambda: None if copy is None else copy.fetch())
-    config = parse_config(json.loads(from_first(lambda: keep_decided(config, folder, kept).model_dump_json())))
-    lock, notes = together(lambda: open_folder(folder, kept, config) if is_first() else (None, []))
+    again = f"the run in {config.train.folder} goes on from its newest checkpoint"
+    with told_of_losses(again):
+        kept = together(lambda: home(config.train.folder, folder))
+        copy = Copy(folder, kept, say=say) if is_first() else None
+        together(lambda: None if copy is None else copy.fetch())
+        config = parse_config(json.loads(from_first(lambda: keep_decided(config, folder, kept).model_dump_json())))
+        lock, notes = together(lambda: open_folder(folder, kept, config) if is_first() else (None, []))
     settings = (
         f"raise update.micro_batches (now {config.update.micro_batches}; auto finds what fits) if the update does not fit; "
         "lower rollout.questions, vote.samples or rollout.max_tokens, or set rollout.gather_weights=false, if sampling does not"
     )
-    again = f"the run in {kept} goes on from its newest checkpoint"
     try:
         with told_of_losses(again), told_of_limits(folder, settings), Interrupts() as interrupts, own_folder(folder) as own:
+            check_shared(kept)
             if own != folder:
                 config, say = quiet(config), lambda text: None
             # told of losses once more within: the Loop's end would wait for who is gone
@@ -114,6 +121,35 @@ def _join(config: Config, folder: Path) -> Path:
     set_runtime(config, cache)  # before devices are used, which joining does
     join()
     return cache
+
+
+def check_shared(kept: epath.Path) -> None:
+    """Raises UserError, in all processes, unless they see one and the same folder: what is saved is in parts, one of each."""
+    if not are_several():
+        return
+    token, mark = from_first(lambda: secrets.token_hex(8)), kept / MARK
+
+    def write() -> None:
+        if is_first():
+            kept.mkdir(parents=True, exist_ok=True)
+            mark.write_text(token)
+
+    def look() -> None:
+        until = time.monotonic() + SEEN_WITHIN
+        while not (mark.exists() and mark.read_text() == token):
+            if time.monotonic() > until:
+                raise UserError(
+                    f"train.folder: the processes do not share {kept}: what the first one writes there is not there for another; "
+                    "name a folder that all machines see, such as gs://BUCKET/..."
+                )
+            time.sleep(0.1)
+
+    together(write)
+    try:
+        together(look)
+    finally:
+        if is_first():
+            mark.unlink(missing_ok=True)
 
 
 @contextmanager

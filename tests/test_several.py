@@ -176,6 +176,27 @@ def test_files_that_differ_between_machines_are_one_sentence_of_each_process(hom
             assert "have read different questions or labels" in pod.told(number) and "Traceback" not in pod.told(number)
 
 
+OWN_FOLDERS = """
+import os, sys
+from jaxselftrain import cli, training
+training.SEEN_WITHIN = 1.0
+os.chdir(os.path.join(sys.argv.pop(1), os.environ["JAX_PROCESS_ID"]))
+sys.exit(cli.console())
+"""
+
+
+def test_a_folder_that_is_not_shared_is_one_sentence_of_each_process(home, tmp_path):
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+    program = (sys.executable, "-c", OWN_FOLDERS, str(tmp_path))
+    arguments = "train", str(home / "config.yaml"), "train.folder=runs/own"
+    with Pod(2, *arguments, devices=2, logs=tmp_path / "own", program=program) as pod:
+        assert pod.wait(120) == [2, 2], pod.told()
+        for number in range(2):
+            assert "the processes do not share runs/own" in pod.told(number) and "Traceback" not in pod.told(number)
+    assert not list(tmp_path.glob("*/runs/own"))
+
+
 def test_stages_are_refused(home, tmp_path):
     config = json.loads(json.dumps({"stages": [{"name": "one"}]}))
     made = make_home(tmp_path, questions=8, held_out=4, first_held_out=20, **config)

@@ -13,7 +13,7 @@ The path of the data, in the order of the modules:
     step.py        update, then sample: the one compiled program     device
     loop.py        the host loop; checkpoints.py and metrics.py keep what it leaves behind
     plan/          what the step needs on devices that are not here: lowering.py and counts.py tell
-    training.py    the loop for programs (`train`), and with a progress bar for the command line
+    training.py    the loop for programs (`train`), and for the command line, which shows progress.py
 
 Arrays end in their dimension letters:
 

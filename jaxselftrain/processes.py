@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,7 +56,9 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it; on TPU pods, under Slurm and on GKE, JAX finds out by
     itself. A program that has called jax.distributed.initialize has joined already.
     """
-    by = several_by(environment)
+    by, count = several_by(environment), environment.get("JAX_NUM_PROCESSES", "")
+    if count and not re.fullmatch(r"[1-9]\d*", count):
+        raise UserError(f"JAX_NUM_PROCESSES = {count!r} must be the number of processes, 1 or more")
     if by is None or jax.distributed.is_initialized():
         return
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: see Interrupts
@@ -64,6 +67,8 @@ def join(environment: Mapping[str, str] = os.environ) -> None:
         try:
             given = {"num_processes": int(environment[by]), "process_id": int(environment["JAX_PROCESS_ID"])}
             given["coordinator_address"] = environment["JAX_COORDINATOR_ADDRESS"]
+            if not re.fullmatch(r".+:\d+", given["coordinator_address"]):
+                raise ValueError(f"JAX_COORDINATOR_ADDRESS = {given['coordinator_address']!r}")
         except (KeyError, ValueError) as error:
             raise UserError(
                 f"{by} = {environment[by]} says that this is one of several processes; JAX_PROCESS_ID must say which, a number "

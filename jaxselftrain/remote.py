@@ -40,6 +40,8 @@ def place_of(folder: str) -> str | None:
     scheme, place = found.groups()
     if scheme not in SCHEMES or not place:
         raise UserError(f"train.folder = {folder}: name a local folder, or one at {', '.join(f'{s}://' for s in SCHEMES)}")
+    if scheme == "file" and not folder.startswith("file:///"):
+        raise UserError(f"train.folder = {folder}: after file:// comes a path from the root, file:///{place}")
     return place
 
 
@@ -68,8 +70,8 @@ def _reach(folder: epath.Path) -> None:
     except Exception as error:  # whatever a storage service says: no package for it, no credentials, no such bucket
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"train.folder = {folder} cannot be reached ({text}); buckets need the extra [gcs] and the credentials of "
-            "`gcloud auth application-default login`"
+            f"train.folder = {folder} cannot be reached ({text}); gs:// needs the extra [gcs] and the credentials of "
+            "`gcloud auth application-default login`, s3:// the package s3fs and AWS's own"
         ) from error
 
 
@@ -85,6 +87,11 @@ class Copy:
         """Copies what is kept to this machine, where this machine has nothing of the run, or less. UserError if it fails."""
         if not self.is_elsewhere:
             return
+        try:
+            self.kept.mkdir(parents=True, exist_ok=True)
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            raise UserError(f"the run cannot be kept in {self.kept} ({text}); choose another train.folder") from error
         try:
             self._fetch()
         except Exception as error:  # of a storage service, which has many

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from etils import epath
-from tqdm.auto import tqdm
 
 from jaxselftrain.assembly import set_runtime
 from jaxselftrain.config import Config, parse_config
 from jaxselftrain.errors import UserError
 from jaxselftrain.interrupts import Interrupts
 from jaxselftrain.loop import Control, Loop, Report
-from jaxselftrain.processes import are_several, from_first, is_first, join, together, told_of_losses
+from jaxselftrain.processes import are_several, from_first, is_first, join, same_in_all, together, told_of_losses
+from jaxselftrain.progress import Progress
 from jaxselftrain.remote import MARK, Copy, here, home
 from jaxselftrain.resources import Compilations, peak_memory_gib, told_of_limits
 from jaxselftrain.run_folder import SUMMARY, close_folder, keep_decided, open_folder, with_folder
@@ -92,6 +90,8 @@ def _steps(config: Config, folder: Path, control: Control, say, watch) -> Genera
     cache = _join(config, folder)
     again = f"the run in {config.train.folder} goes on from its newest checkpoint"
     with told_of_losses(again):
+        if not same_in_all(config.model_dump_json):
+            raise UserError("the processes of this run were started with different settings; start all with the same command")
         kept = together(lambda: home(config.train.folder, folder))
         copy = Copy(folder, kept, say=say) if is_first() else None
         together(lambda: None if copy is None else copy.fetch())
@@ -168,26 +168,13 @@ def quiet(config: Config) -> Config:
 
 
 def run(config: Config, name: str) -> None:
-    """`train` as the command line runs it, with `name` for {name}: a progress bar, then summary.json, a table and a picture."""
+    """`train` as the command line runs it, with `name` for {name}: shows progress, then summary.json, a table and a picture."""
     config = with_folder(config, name)
     folder, steps, report = here(config.train.folder), config.train.steps, None
     _join(config, folder)
-    # a mistake found before the first step is told without an empty bar above it
-    bar = tqdm(total=steps, unit="step", dynamic_ncols=True, file=sys.stderr, delay=3, leave=False, disable=not is_first())
-    with Compilations() as compiled, bar:
-        for report in train(config, say=partial(bar.write, file=sys.stderr), watch=bar.set_description):
-            bar.leave = True
-            if bar.n == 0:
-                bar.initial = bar.n = max(report.step - 1, 0)  # a resumed run's speed is that of the steps done now
-            bar.set_description("training")
-            bar.update(report.step - bar.n)
-            shown = {
-                "pseudo-reward": report.metrics.get("pseudo_reward"),
-                "majority": report.metrics.get("majority_share"),
-                "tok/s": report.metrics.get("tokens_per_second"),
-                "held-out avg": report.metrics.get("heldout/avg"),
-            }
-            bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items() if value is not None})
+    with Compilations() as compiled, Progress(steps, shown=is_first()) as progress:
+        for report in train(config, say=progress.say, watch=progress.watch):
+            progress.show(report)
     cost: dict[str, Any] = {"compiled": compiled.summary(), "peak_memory_gib": peak_memory_gib()}
     if report is None and (folder / SUMMARY).is_file():  # nothing was left to do: the cost is that of who did it
         cost |= json.loads((folder / SUMMARY).read_text(encoding="utf-8"))

@@ -44,12 +44,25 @@ fi
 gpu_settings
 gpus=${SLURM_GPUS_ON_NODE:-1}
 settings+=(JAX_LOCAL_DEVICE_IDS="$(seq -s, 0 $((gpus - 1)))")
-# --kill-on-bad-exit=0: whoever has saved exits with 75, and must not end those who are saving still. srun's own exit code is the
-# highest of its tasks'. --cpus-per-task: since Slurm 22.05 srun does not take it over from sbatch.
-command=(srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL
+# --kill-on-bad-exit=0: whoever has saved exits with 75, and must not end those who are saving still. --cpus-per-task: since Slurm
+# 22.05 srun does not take it over from sbatch. srun's own exit code is the highest of its tasks', so that one which crashed (1) would
+# not be seen beside others that ended for it (75): each task leaves its code in a folder. It outlives the signal to write it.
+codes=$root/.slurm-codes-${SLURM_JOB_ID}
+# shellcheck disable=SC2016 # the task's own shell expands them
+task='trap : TERM; "$@"; code=$?; echo "$code" >"$0/$SLURM_PROCID"; exit "$code"'
+command=(srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL bash -c "$task" "$codes"
   env "${settings[@]}" "$venv/bin/jaxselftrain" train "${arguments[@]}")
+if [ -n "$dry" ]; then
+  run "${command[@]}"
+  exit 0
+fi
+rm -rf "$codes"
+mkdir "$codes"
 code=0
 run "${command[@]}" || code=$?
+crashed=$(cat "$codes"/* 2>/dev/null | grep -vx -e 0 -e 75 | head -n 1 || true)
+rm -rf "$codes"
+code=${crashed:-$code}
 if [ "$code" -eq 75 ]; then
   # A job that scancel ended has saved itself as well, but nobody wants it back.
   state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)

@@ -90,7 +90,8 @@ def test_names_of_topologies(name, chips, devices, resolved):
         ("v5p-17", "slices are v5p-8, v5p-16"),
         ("v5e:0x4", "a v5e has 2 sides"),
         ("gpu:h20x1", "no GPU 'h20' is known here (did you mean h200?)"),
-        ("gpu:h200x0", "no GPU 'h200'"),
+        ("gpu:h200x0", "the number of GPUs is 1 to 4096, not 0"),
+        ("gpu:h200x100000000000", "the number of GPUs is 1 to 4096"),
         ("", "is not known"),
     ],
 )
@@ -281,6 +282,7 @@ def test_every_chip_has_its_figures():
         (["--topology", "gpu:h100x3", "mesh.fsdp=2"], "does not make the 3 devices there are"),
         (["--topology", "gpu:h100x1", "--architecture", "absent.json"], "architecture file absent.json does not exist"),
         (["--topology", "gpu:h100x1", "--json", "absent/plan.json"], "--json absent/plan.json: there is no folder"),
+        (["--topology", "gpu:h100x1", "--json", "/"], "--json / cannot be written: is a directory"),
         (["--topology", "gpu:h100x1", "--prompt-tokens", "40000"], "beyond the model's context of 32768"),
         (["--topology", "gpu:h100x1", "model.attention=splash"], "model.attention = splash needs a TPU"),
         (["--topology", "gpu:h100x1", "model.path=nobody/nothing"], "or name the model's config.json: --architecture FILE"),
@@ -292,6 +294,11 @@ def test_a_wrong_plan_is_one_sentence(arguments, part, capsys):
     printed = capsys.readouterr()
     assert part in printed.err.lower() or part in printed.err
     assert printed.err.startswith("jaxselftrain: error: ") and printed.err.count("\n") == 1
+
+
+def test_stages_are_not_planned_as_if_they_were_none(capsys):
+    assert main(["plan", str(CONFIGS / "ladder.yaml"), "--topology", "cpu"]) == 2
+    assert "ladder.yaml has stages, each of them a run of its own" in capsys.readouterr().err
 
 
 def test_without_the_tpus_compiler_the_extra_is_named(monkeypatch, capsys):
@@ -335,6 +342,22 @@ def test_a_plan_by_the_tpus_compiler(name):
     assert found.phases["gradient"].received and found.phases["decoding"].received
 
 
+@needs_compiler
+def test_the_smallest_config_for_tpus_is_planned_for_real(tmp_path, capsys):
+    """As its reader would, with the figures that the page shows."""
+    name, out = "qwen2.5_1.5b_v5e-8", tmp_path / "plan.json"
+    assert main(["plan", str(CONFIGS / f"{name}.yaml"), "--topology", "v5e:2x4", "--no-search", "--json", str(out)]) == 0
+    assert "fits: " in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["compiled"] and found["fits"] and found["peak"] <= 0.9 * found["device_memory"]
+    page = (CONFIGS.parent / "docs" / "scaling.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| [{name}]")]
+    shown = [cell.strip() for cell in row.split("|")]
+    assert float(shown[4]) == pytest.approx(found["peak"] / 2**30, rel=0.02)
+    assert float(shown[7]) == pytest.approx(found["least_step_seconds"], rel=0.05)
+
+
+@pytest.mark.long
 @needs_compiler
 def test_the_tpus_compiler_confirms_the_smallest_change():
     place = parse_topology("v5e:2x4")

@@ -34,7 +34,12 @@ def test_a_process_alone_joins_nobody(environment):
 
 @pytest.mark.parametrize(
     "missing",
-    [{"JAX_PROCESS_ID": "0"}, {"JAX_COORDINATOR_ADDRESS": "x:1"}, {"JAX_PROCESS_ID": "a", "JAX_COORDINATOR_ADDRESS": "x:1"}],
+    [
+        {"JAX_PROCESS_ID": "0"},
+        {"JAX_COORDINATOR_ADDRESS": "x:1"},
+        {"JAX_PROCESS_ID": "a", "JAX_COORDINATOR_ADDRESS": "x:1"},
+        {"JAX_PROCESS_ID": "0", "JAX_COORDINATOR_ADDRESS": "nowhere"},
+    ],
 )
 def test_half_of_an_address_is_one_sentence(missing):
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES = 2 says .* JAX_PROCESS_ID must say which"):
@@ -59,6 +64,12 @@ def test_what_is_packed_and_joined_is_unpacked_bit_for_bit(owners, seed):
     assert sorted(rows) == list(range(Q))
     for x, want in zip(arrays, whole[1:], strict=True):
         assert x.dtype == want.dtype and x[np.argsort(rows)].tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("count", ["two", "0", "-1", "2.5"])
+def test_a_count_that_is_none_is_one_sentence(count):
+    with pytest.raises(UserError, match=f"JAX_NUM_PROCESSES = '{count}' must be the number of processes, 1 or more"):
+        join({"JAX_NUM_PROCESSES": count})
 
 
 def test_machines_that_have_not_joined_are_one_sentence(monkeypatch):

@@ -34,6 +34,11 @@ def test_other_places_are_refused(folder):
         place_of(folder)
 
 
+def test_a_file_address_begins_at_the_root():
+    with pytest.raises(UserError, match="after file:// comes a path from the root, file:///kept/a"):
+        place_of("file://kept/a")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """(config, the uninterrupted run)."""
@@ -51,6 +56,14 @@ def runs(tmp_path_factory):
     config = load_config(home / "config.yaml", ())
     list(train(config, home / "whole", say=lambda text: None))
     return config, home / "whole"
+
+
+def test_a_place_that_cannot_be_made_is_one_sentence(runs, tmp_path, monkeypatch):
+    config, _ = runs
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="the run cannot be kept in .*/file/kept .*; choose another train.folder"):
+        list(train(config, f"file://{tmp_path}/file/kept", say=lambda text: None))
 
 
 def test_a_machine_that_has_never_seen_the_run_goes_on_with_it(runs, tmp_path, monkeypatch):
@@ -99,7 +112,7 @@ def test_what_cannot_be_kept_is_told_and_made_up_for(tmp_path):
     (local / "metrics.jsonl").write_text("one\n")
     kept.write_text("a file in the way")
     copy = Copy(local, epath.Path(kept), say=said.append)
-    with pytest.raises(UserError, match="could not be fetched from .*kept"):
+    with pytest.raises(UserError, match="the run cannot be kept in .*kept"):
         Copy(tmp_path / "new", epath.Path(kept), say=said.append).fetch()
     copy.keep()
     assert len(said) == 1 and "trying again at the next checkpoint" in said[0]

@@ -169,11 +169,26 @@ sys.exit(cli.console())
 """
 
 
-def test_files_that_differ_between_machines_are_one_sentence_of_each_process(home):
-    with start(home, "different", 2, devices=2, program=(sys.executable, "-c", OTHER_QUESTIONS)) as pod:
+OTHER_SETTINGS = """
+import os, sys
+from jaxselftrain import cli
+sys.argv.append("train.seed=" + os.environ["JAX_PROCESS_ID"])
+sys.exit(cli.console())
+"""
+
+
+@pytest.mark.parametrize(
+    "program, sentence",
+    [
+        (OTHER_QUESTIONS, "have read different questions or labels"),
+        (OTHER_SETTINGS, "were started with different settings; start all with the same command"),
+    ],
+)
+def test_what_differs_between_machines_is_one_sentence_of_each_process(program, sentence, home):
+    with start(home, "different", 2, devices=2, program=(sys.executable, "-c", program)) as pod:
         assert pod.wait(120) == [2, 2], pod.told()
         for number in range(2):
-            assert "have read different questions or labels" in pod.told(number) and "Traceback" not in pod.told(number)
+            assert sentence in pod.told(number) and "Traceback" not in pod.told(number)
 
 
 OWN_FOLDERS = """

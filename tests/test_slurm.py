@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+from processes import wait_until
 
 SCRIPT = Path(__file__).parent.parent / "launch" / "slurm.sh"
 
@@ -25,7 +27,12 @@ while [[ $1 == -* ]]; do
   shift
 done
 case $name in
-  srun) "$@" ;;
+  srun) # the tasks one after the other
+    highest=0 task=0
+    for code in ${CODES:-$CODE}; do
+      CODE=$code SLURM_PROCID=$((task++)) "$@" || { code=$?; [ "$code" -le "$highest" ] || highest=$code; }
+    done
+    exit "$highest" ;;
   squeue) echo "$JOB_STATE" ;;
   scontrol) [ "$1" = requeue ] && [ "$2" = "$SLURM_JOB_ID" ] && [ $# = 2 ] ;;
 esac
@@ -85,7 +92,7 @@ def test_in_a_job_every_node_has_a_process_with_all_its_gpus(cluster):
     done = cluster(SCRIPT, "my config.yaml", "vote.samples=8", **JOB)
     assert done.returncode == 0, done.stderr
     [call] = cluster.calls()
-    assert call.startswith("srun <--kill-on-bad-exit=0> <--cpus-per-task=32> <--export=ALL> <env> <JAX_PLATFORMS=cuda> ")
+    assert call.startswith("srun <--kill-on-bad-exit=0> <--cpus-per-task=32> <--export=ALL> <bash> <-c> <trap : TERM; ")
     assert done.stdout.strip() == "cuda 0,1,2,3 0.92 secret|train my config.yaml vote.samples=8"
 
 
@@ -97,6 +104,25 @@ def test_a_run_that_saved_itself_is_queued_again_unless_the_job_was_cancelled(co
     assert done.returncode == code
     assert ("scontrol <requeue> <17>" in cluster.calls()) == queued
     assert ("queueing the job again" in done.stderr) == queued
+
+
+@pytest.mark.parametrize("codes, code", [("75 1", 1), ("1 75", 1), ("75 75", 75), ("0 75", 75), ("134 75", 134)])
+def test_a_run_of_which_one_process_crashed_is_not_queued_again(codes, code, cluster):
+    done = cluster(SCRIPT, "my config.yaml", CODES=codes, JOB_STATE="RUNNING", **JOB)
+    assert done.returncode == code
+    assert ("scontrol <requeue> <17>" in cluster.calls()) == (code == 75)
+    assert not list(SCRIPT.parent.parent.glob(".slurm-codes*"))
+
+
+def test_a_task_outlives_the_signal_that_its_run_answers(cluster, tmp_path):
+    [task] = re.findall(r"^task='(.*)'$", SCRIPT.read_text(), re.M)
+    run = "trap 'exit 75' TERM; touch ready; while true; do sleep 0.05; done"
+    command = ["bash", "-c", task, str(tmp_path), "bash", "-c", run]
+    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"SLURM_PROCID": "3"}, start_new_session=True) as process:
+        wait_until((tmp_path / "ready").exists)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(20) == 75
+    assert (tmp_path / "3").read_text() == "75\n"
 
 
 @pytest.mark.parametrize("how", ["SLURM_SUBMIT_DIR", "JAXSELFTRAIN_LAUNCH"])

@@ -31,8 +31,10 @@ def run_plan(
     os.environ["JAX_PLATFORMS"] = "cpu"  # the devices planned for are not here, and those that are here stay free
     config = load_config(config_path, overrides)
     place = parse_topology(topology)
-    if out is not None and not out.absolute().parent.is_dir():
-        raise UserError(f"--json {out}: there is no folder {out.absolute().parent}")
+    if config.stages:
+        raise UserError(f"{config_path} has stages, each of them a run of its own; plan one as a config without `stages`")
+    if out is not None:
+        _check_writable(out)
     model, where = find_architecture(config, config_path, architecture)
     from jaxselftrain.plan.fit import smallest_change
     from jaxselftrain.plan.planning import make_plan, open_job
@@ -56,6 +58,16 @@ def run_plan(
     if out is not None:
         out.write_text(json.dumps(record(plan, change, notes), indent=1) + "\n")
         console.print(f"json: {out}", highlight=False)
+
+
+def _check_writable(out: Path) -> None:
+    """Before minutes of compiling."""
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--json {out}: there is no folder {out.absolute().parent}")
+    try:
+        out.open("a").close()
+    except OSError as error:
+        raise UserError(f"--json {out} cannot be written: {error.strerror}") from None
 
 
 def find_architecture(config: Config, config_path: Path, named: Path | None) -> tuple[Architecture, str]:

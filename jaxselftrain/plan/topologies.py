@@ -54,6 +54,7 @@ GPUS = {
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBES = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8", 1024: "8x8x16"}
 IS_FLAT = ("v5e", "v6e")
+MOST_GPUS = 4096  # a mesh of more takes longer to think about than anybody waits
 EXAMPLES = "v5e:4x4, v5p:2x2x2, v6e:4x8, v5p-128, gpu:h200x1, gpu:l4x1 or cpu"
 
 
@@ -93,7 +94,9 @@ def parse_topology(name: str) -> Topology:
         return Topology("cpu", "cpu", _this_machine(), 1)
     if found := re.fullmatch(r"gpu:([a-z0-9-]+?)x(\d+)", text):
         kind, count = found[1], int(found[2])
-        if kind not in GPUS or count < 1:
+        if kind in GPUS and not 1 <= count <= MOST_GPUS:
+            raise UserError(f"topology {name}: the number of GPUs is 1 to {MOST_GPUS}, not {count}")
+        if kind not in GPUS:
             raise UserError(f"topology {name}: no GPU {kind!r} is known here{_near(kind, GPUS)}; known are {', '.join(GPUS)}")
         return Topology(text, "gpu", GPUS[kind], count)
     found = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)+)", text)

@@ -37,10 +37,11 @@ from runs import lines, without_times  # noqa: E402
 
 WHILE_SAVING, TERMINATED, DAMAGED = 0.4, 0.2, 0.1  # shares of the kills
 LONGEST = 1200.0  # seconds that processes may take to end by themselves
-# Seconds after which the others are killed when one was, as launchers do. They end by themselves where a connection breaks, else
-# when JAX has waited for a sign of life, and at the start, before they have met, for the one that does not come.
-AFTER = 20.0
+# Seconds within which the others must end when one was killed: at once where a connection breaks, else when JAX has waited for a
+# sign of life, 100 of them. Those that have not met yet wait longer, and are killed, as launchers do.
+AFTER, UNMET = 150.0, 15.0
 RESUMABLE = 75
+BEGUN, FINISHED = "compiling the training step", re.compile(r"step (\d+) of \1\b")  # what the first process has said by then
 
 
 def config(folder: Path, *, steps: int) -> dict:
@@ -81,7 +82,7 @@ class Tally:
     damaged: int = 0
     fallen_back: int = 0  # of these, to the checkpoint before
     by_themselves: int = 0  # kills after which the other processes ended, and
-    by_us: int = 0  # kills after which they had not within AFTER
+    by_us: int = 0  # kills before they had met, after which they were killed, too
     restarts: int = 0
     resumed: list[int] = field(default_factory=list)  # steps that were gone on from
     runs: int = 0
@@ -100,7 +101,7 @@ class Tally:
             "checkpoints damaged before the next start": self.damaged,
             "of these told, and gone on from the one before": self.fallen_back,
             "the other processes ended by themselves": self.by_themselves,
-            f"had not after {AFTER:.0f} s, and were killed too": self.by_us,
+            "had not met it yet, and were killed, too": self.by_us,
             "restarts": self.restarts,
             "resumed from a checkpoint": f"{len(steps)} times, {spread}",
             "losses": len(self.losses),
@@ -128,6 +129,10 @@ class Run:
     def log(self, number: int = 0) -> Path:
         """What a process of the newest start said; the first one talks to people."""
         return self._logs().with_name(f"{self._logs().name}.{number}.log")
+
+    def has_begun(self) -> bool:
+        """Whether all processes of the newest start have met, and hear signals."""
+        return self.log().is_file() and BEGUN in self.log().read_text()
 
     def _logs(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}-{self.starts}")
@@ -176,12 +181,12 @@ def strike(run: Run, pod: Pod, rng: random.Random, life: float) -> Struck | None
     return Struck(which, number)
 
 
-def ended(pod: Pod, struck: Struck | None) -> list[int | None]:
+def ended(run: Run, pod: Pod, struck: Struck | None) -> list[int | None]:
     """The exit codes of the processes; None for those that had to be killed because they did not end."""
     until = time.monotonic() + LONGEST
     while None in (codes := [process.poll() for process in pod.processes]) and time.monotonic() < until:
         if struck is not None and codes[struck.number] not in (None, RESUMABLE):
-            until = min(until, time.monotonic() + AFTER)
+            until = min(until, time.monotonic() + (AFTER if run.has_begun() else UNMET))
             struck = None  # the clock runs
         time.sleep(0.01)
     for process in pod.processes:
@@ -213,7 +218,7 @@ def torment(run: Run, rng: random.Random, tally: Tally, *, kills: int, life: flo
         with run.start() as pod:
             if sum(tally.kills.values()) < kills:
                 struck = strike(run, pod, rng, life)
-            codes = ended(pod, struck)
+            codes = ended(run, pod, struck)
         _check(run, codes, struck, allowed, tally)
         if tally.losses or not any(codes):
             return
@@ -239,7 +244,7 @@ def torment(run: Run, rng: random.Random, tally: Tally, *, kills: int, life: flo
 def _check(run: Run, codes: list[int | None], struck: Struck | None, allowed: set[int | None], tally: Tally) -> None:
     """Notes where the processes went on from; a loss for a wrong place, a wrong exit code or a traceback."""
     text, resumed = run.log().read_text(), run.resumed_from()
-    for number, (code, may) in enumerate(zip(codes, _codes(codes, struck), strict=True)):
+    for number, (code, may) in enumerate(zip(codes, _codes(run, codes, struck), strict=True)):
         log = run.log(number).read_text()
         if code not in may:
             what = f"exit code {code}" if code is not None else f"no end within {LONGEST:.0f} s"
@@ -256,16 +261,17 @@ def _check(run: Run, codes: list[int | None], struck: Struck | None, allowed: se
         tally.fallen_back += len(allowed) > 1 and "is damaged (" in text
 
 
-def _codes(codes: list[int | None], struck: Struck | None) -> list[set[int | None]]:
+def _codes(run: Run, codes: list[int | None], struck: Struck | None) -> list[set[int | None]]:
     """The exit codes that each process may have."""
     if struck is None:
         return [{0}] * len(codes)
-    # before its handlers are there, a signal ends a Python process like any other
-    own = {-signal.SIGKILL} if struck.signal == signal.SIGKILL else {RESUMABLE, 0, -signal.SIGTERM}
-    # told to stop, one makes all of them save; dead, it leaves others that notice (JAX aborts them), or wait too long for us
-    others = {RESUMABLE, 0}
+    own: set[int | None] = {-signal.SIGKILL} if struck.signal == signal.SIGKILL else {RESUMABLE, 0}
+    if struck.signal == signal.SIGTERM and (not run.has_begun() or FINISHED.search(run.log().read_text())):
+        own |= {-signal.SIGTERM}  # before its handlers are there, and after, a signal ends a Python process like any other
+    # told to stop, one makes all of them save; dead, it leaves others that notice, or that JAX aborts
+    others: set[int | None] = {RESUMABLE, 0}
     if codes[struck.number] not in (RESUMABLE, 0):
-        others |= {-signal.SIGABRT, None}
+        others |= {-signal.SIGABRT} if run.has_begun() else {-signal.SIGABRT, None}
     return [own if number == struck.number else others for number in range(len(codes))]
 
 
@@ -305,7 +311,7 @@ def campaign(folder: Path, *, kills: int, seed: int, steps: int, processes: int)
         shutil.rmtree(whole.folder, ignore_errors=True)
         started = time.monotonic()
         with whole.start() as pod:
-            if any(ended(pod, None)):
+            if any(ended(whole, pod, None)):
                 raise SystemExit(f"the uninterrupted run failed:\n{pod.told()}")
         life = time.monotonic() - started
     print(f"an uninterrupted run takes {life:.1f} s; the campaign is in {folder}", flush=True)

@@ -30,7 +30,7 @@ from jaxselftrain import sections
 from jaxselftrain.assembly import Parts
 from jaxselftrain.digests import digests, text_digest
 from jaxselftrain.errors import UserError
-from jaxselftrain.processes import any_of, is_first, wait_for_all
+from jaxselftrain.processes import any_of, is_first, is_loss, wait_for_all
 from jaxselftrain.resources import disk_is_full
 from jaxselftrain.rewards import Feedback
 from jaxselftrain.rollouts import Rollouts
@@ -197,6 +197,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if is_loss(error):
+                raise
             good = self.steps()
             kept = f"the checkpoint of step {good[-1]} is intact" if good else "no earlier checkpoint exists"
             if disk_is_full(error):
@@ -314,7 +316,7 @@ def damage_found() -> Iterator[None]:
         raise
     except Exception as error:  # a file of an array that is cut short is a bare Exception of Orbax's
         text = " ".join(str(error).partition("See full TensorStore details")[0].split())[:200]
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error) or is_loss(error):
             raise
         if isinstance(error, PermissionError) or "PERMISSION_DENIED" in text:
             raise UserError(f"a checkpoint cannot be read ({text}); allow this user to read its files") from error

@@ -269,6 +269,11 @@ def _each(x: np.ndarray) -> np.ndarray:
     return got.view(x.dtype)
 
 
+def is_loss(error: Exception) -> bool:
+    """Whether an error says that another process is gone; who turns errors into sentences of their own must leave these alone."""
+    return are_several() and any(sign in str(error) for sign in LOST)
+
+
 @contextmanager
 def told_of_losses(again: str) -> Iterator[None]:
     """Turns what JAX says when another process has died into one sentence, and ends this process: exit code 75.
@@ -277,8 +282,8 @@ def told_of_losses(again: str) -> Iterator[None]:
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-        if not (are_several() and any(sign in str(error) for sign in LOST)):
+    except Exception as error:
+        if isinstance(error, UserError | Resumable) or not is_loss(error):
             raise
         text = " ".join(str(error).split())[:160]
         lost = f"another process of this run has ended ({text}); start all of them again: {again}"

@@ -235,7 +235,10 @@ def test_what_a_device_has_of_a_step():
     assert (share.Q, share.N, share.M, share.pieces, share.weights, share.tensor, share.kv) == (1, 32, 32, 8, 64, 4, 4)
     assert decode_rounds(share) == math.ceil(32 / share.W) * 3072 - 1
     more = stand_in_job("qwen2.5_math_7b_v5e-64.yaml", "v5e-64", "update.micro_batches=16")
-    assert estimate(more).estimate < estimate(job).estimate
+    assert sum(estimate(more).made["update"].values()) < sum(estimate(job).made["update"].values())
+    apart = stand_in_job("qwen2.5_math_7b_v5e-64.yaml", "v5e-64", "rollout.gather_weights=false")
+    together = estimate(job).made["sampling"]["weights gathered"]
+    assert together == 2 * 7_615_616_512 / 4 > 5 * estimate(apart).made["sampling"]["weights gathered"]
 
 
 def test_the_smallest_change_that_fits():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TINY
 
+from jaxselftrain.checkpoints import Checkpoints, DamagedError, damage_found
 from jaxselftrain.errors import UserError
 from jaxselftrain.plan.topologies import StandIn
 from jaxselftrain.processes import any_of, gather, join, least_of, own_rows, pack, several_by, together, unpack
@@ -70,6 +71,16 @@ def test_what_is_packed_and_joined_is_unpacked_bit_for_bit(owners, seed):
 def test_a_count_that_is_none_is_one_sentence(count):
     with pytest.raises(UserError, match=f"JAX_NUM_PROCESSES = '{count}' must be the number of processes, 1 or more"):
         join({"JAX_NUM_PROCESSES": count})
+
+
+def test_a_loss_of_a_process_is_no_damage_and_no_failed_save(monkeypatch):
+    lost = RuntimeError("Gloo AllGather failed: [external/gloo] Read error [127.0.0.1]:43699: Connection reset by peer")
+    with pytest.raises(DamagedError), damage_found():
+        raise lost
+    monkeypatch.setattr("jaxselftrain.processes.are_several", lambda: True)
+    for context in (damage_found(), Checkpoints._told(None)):
+        with pytest.raises(RuntimeError, match="Gloo"), context:
+            raise lost
 
 
 def test_machines_that_have_not_joined_are_one_sentence(monkeypatch):

@@ -98,6 +98,7 @@ def train(
     if print_config:
         typer.echo(to_yaml(resolved), nl=False)
         return
+    from jaxselftrain.processes import several_by
     from jaxselftrain.training import run
 
     try:
@@ -107,7 +108,7 @@ def train(
             run(resolved, config.stem)
     except Resumable as stopped:
         again = shlex.join(["jaxselftrain", "train", str(config), *(overrides or ())])
-        raise Resumable(f"{stopped}; resume with: {again}") from None
+        raise Resumable(f"{stopped}; resume with: {again}{', in all processes' if several_by(os.environ) else ''}") from None
 
 
 @app.command(

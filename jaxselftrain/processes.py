@@ -271,7 +271,10 @@ def _each(x: np.ndarray) -> np.ndarray:
 
 def is_loss(error: Exception) -> bool:
     """Whether an error says that another process is gone; who turns errors into sentences of their own must leave these alone."""
-    return are_several() and any(sign in str(error) for sign in LOST)
+    is_of_jax = isinstance(
+        error, RuntimeError | ValueError
+    )  # JaxRuntimeError is one; a connection of somebody else's raises OSError
+    return is_of_jax and are_several() and any(sign in str(error) for sign in LOST)
 
 
 @contextmanager
@@ -282,8 +285,8 @@ def told_of_losses(again: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, UserError | Resumable) or not is_loss(error):
+    except (RuntimeError, ValueError) as error:
+        if not is_loss(error):
             raise
         text = " ".join(str(error).split())[:160]
         lost = f"another process of this run has ended ({text}); start all of them again: {again}"

@@ -299,6 +299,12 @@ def test_a_wrong_plan_is_one_sentence(arguments, part, capsys):
     assert printed.err.startswith("jaxselftrain: error: ") and printed.err.count("\n") == 1
 
 
+def test_a_plan_that_is_refused_leaves_no_file(tmp_path):
+    given = "--topology", "gpu:h100x1", "--prompt-tokens", "40000", "--json", str(tmp_path / "plan.json")
+    assert main(["plan", str(CONFIGS / "qwen2.5_1.5b_80gb.yaml"), *given]) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_stages_are_not_planned_as_if_they_were_none(capsys):
     assert main(["plan", str(CONFIGS / "ladder.yaml"), "--topology", "cpu"]) == 2
     assert "ladder.yaml has stages, each of them a run of its own" in capsys.readouterr().err

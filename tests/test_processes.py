@@ -10,7 +10,7 @@ from tiny import TINY
 from jaxselftrain.checkpoints import Checkpoints, DamagedError, damage_found
 from jaxselftrain.errors import UserError
 from jaxselftrain.plan.topologies import StandIn
-from jaxselftrain.processes import any_of, gather, join, least_of, own_rows, pack, several_by, together, unpack
+from jaxselftrain.processes import any_of, gather, is_loss, join, least_of, own_rows, pack, several_by, together, unpack
 from jaxselftrain.sections import Mesh
 from jaxselftrain.sharding import check_mesh, make_mesh
 
@@ -81,6 +81,8 @@ def test_a_loss_of_a_process_is_no_damage_and_no_failed_save(monkeypatch):
     for context in (damage_found(), Checkpoints._told(None)):
         with pytest.raises(RuntimeError, match="Gloo"), context:
             raise lost
+    for other in (OSError("Connection refused by a bucket"), RuntimeError("out of memory")):
+        assert is_loss(lost) and not is_loss(other)
 
 
 def test_machines_that_have_not_joined_are_one_sentence(monkeypatch):

@@ -97,7 +97,7 @@ def test_a_run_that_loses_processes_goes_on_as_if_it_had_not(home, two):
         pod.wait_for_step(run, 1)
         pod.signal(1, signal.SIGTERM)
         assert pod.wait() == [75, 75], pod.told()
-        assert "everything is saved" in pod.told(0)
+        assert "everything is saved" in pod.told(0) and ", in all processes" in pod.told(0)
     for number in (1, 0):  # one is killed, then the one that keeps the run folder
         saved = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
         with start(home, "lost", 2, devices=2) as pod:

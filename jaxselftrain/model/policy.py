@@ -47,9 +47,9 @@ class Policy(nnx.Module):
         *,
         compute_dtype: str,
         remat: Remat,
-        mesh: Mesh | None = None,
-        kernel: Kernel | None = None,
-        gather: bool = True,
+        mesh: Mesh | None,
+        kernel: Kernel | None,
+        gather: bool,
     ):
         self.architecture = architecture
         self.compute_dtype = compute_dtype

@@ -61,11 +61,14 @@ def run_plan(
 
 
 def _check_writable(out: Path) -> None:
-    """Before minutes of compiling."""
+    """Raises UserError where it is not, before minutes of compiling. Leaves nothing behind."""
     if not out.absolute().parent.is_dir():
         raise UserError(f"--json {out}: there is no folder {out.absolute().parent}")
+    is_new = not out.exists()
     try:
         out.open("a").close()
+        if is_new:
+            out.unlink()
     except OSError as error:
         raise UserError(f"--json {out} cannot be written: {error.strerror}") from None
 
@@ -109,6 +112,6 @@ def _width(config: Config, given: int | None) -> tuple[int, str]:
     from jaxselftrain.prompts import prompt_width
 
     asked = config.prompt.max_tokens if given is None else given
-    source = "by prompt.max_tokens, its upper bound" if given is None else "by --prompt-tokens"
+    source = "by prompt.max_tokens, its upper bound (--prompt-tokens for less)" if given is None else "by --prompt-tokens"
     width = prompt_width(asked)
     return width, source + ("" if width == asked else f" = {asked}, rounded up as in a run")
